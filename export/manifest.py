@@ -1,0 +1,222 @@
+"""The manifest of a bundle: the typed contract between export and everyone else.
+
+A bundle is a folder; `manifest.json` in it says what the model is (network, process, tokens, standardisation)
+and lists its graphs with digests, inputs and outputs. The records here are frozen and plain; reading one
+imports neither torch nor onnx. Everything is checked on reading: an unknown key, another schema number or a
+digest that does not match is a `ManifestError` that says what, what was found, and what to do.
+
+    manifest = read_manifest(Path("bundles/ecg"))
+    manifest.network.num_tokens, manifest.graphs["layer_00"].inputs
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+SCHEMA = 1  # bump when an older reader would misread a newer manifest
+MANIFEST_FILE = "manifest.json"
+PLAN_FILE = "plan.json"
+
+Record = TypeVar("Record")
+
+
+class ManifestError(Exception):
+    """A bundle or its manifest is missing, damaged, or of another kind."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the bundle came from."""
+
+    checkpoint: str  # file name, without folders
+    digest: str  # SHA-256 of the checkpoint file
+    run_id: str | None = None
+    data: str | None = None  # name of the data set trained on
+    producer: str = ""  # name and version of the exporter
+
+
+@dataclass(frozen=True)
+class Network:
+    """Facts of the score network."""
+
+    backbone: str  # "transformer"; backbones without K/V say so by num_heads = 0
+    num_tokens: int  # N
+    num_channels: int  # C
+    d_model: int  # D
+    num_heads: int  # H
+    num_layers: int  # L
+    d_ff: int
+
+    @property
+    def head_dim(self) -> int:
+        """Dh, the width of one attention head."""
+        return self.d_model // self.num_heads
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The diffusion process and the domain it runs in."""
+
+    process: str  # "vp" or "ve"
+    parameters: dict[str, float]
+    eps: float  # smallest time
+    domain: str  # "frequency" or "time"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What each of the N tokens means, [N] each."""
+
+    frequency: list[int]  # f(k); in the time domain the time step
+    noise_shape: list[float]  # G
+    spectral_weight: list[float]  # sum over channels of std^2, the token's energy in data units; time domain: 1
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """`tokens = mean + std * z`; [N][C] each. A std of 0 marks a token that is constant in the data."""
+
+    mean: list[list[float]]
+    std: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a graph; named dimensions are dynamic."""
+
+    name: str
+    dtype: str  # "float32", "int64"
+    shape: list[int | str]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file of the bundle."""
+
+    file: str  # relative to the bundle
+    digest: str  # SHA-256 of the file
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader needs to run a bundle."""
+
+    schema: int
+    source: Source
+    network: Network
+    diffusion: Diffusion
+    tokens: Tokens
+    standardisation: Standardisation
+    graphs: dict[str, Graph]
+    parity: dict[str, float] = field(default_factory=dict)  # largest relative error, by part, chain, trajectory
+
+    def to_json(self) -> str:
+        """The manifest as it stands in `manifest.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
+
+
+def layer_name(index: int) -> str:
+    """The graph name of layer `index`: layer_00, layer_01, ..."""
+    return f"layer_{index:02d}"
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_from_json(kind: type[Record], value: Any, where: str) -> Record:
+    """Build a frozen record from parsed JSON; unknown, missing or mistyped keys are errors that name `where`."""
+    if not isinstance(value, dict):
+        raise ManifestError(f"{where} must be an object, found {type(value).__name__}; export the bundle again")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(value) - set(fields)):
+        raise ManifestError(
+            f"{where} has the unknown key {unknown[0]!r}; the known ones are {', '.join(fields)}. "
+            "Use the version of e2crf that wrote it, or export the bundle again"
+        )
+    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - set(value)):
+        raise ManifestError(f"{where} lacks the key {missing[0]!r}; export the bundle again")
+    return kind(**{name: _typed(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return record_from_json(hint, value, where)  # type: ignore[arg-type]
+    if origin is list and isinstance(value, list):
+        return [_typed(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    allowed = args if origin in (typing.Union, types.UnionType) else (hint,)
+    for kind in allowed:
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return value
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
+    raise ManifestError(f"{where} must be {names}, found {value!r:.60}; export the bundle again")
+
+
+def read_manifest(bundle: Path, *, verify_digests: bool = True) -> Manifest:
+    """Read and check the manifest of a bundle folder; with `verify_digests` also every graph file."""
+    path = bundle / MANIFEST_FILE
+    if not path.is_file():
+        raise ManifestError(f"no bundle at {bundle}: {MANIFEST_FILE} is missing; make one with `e2crf export`")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} is not valid JSON ({error}); export the bundle again") from error
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise ManifestError(
+            f"{path} has schema {schema!r}, this version reads schema {SCHEMA}; "
+            "export the bundle again, or use the version of e2crf that wrote it"
+        )
+    manifest = record_from_json(Manifest, value, MANIFEST_FILE)
+    _check_shapes(manifest, path)
+    if verify_digests:
+        for name, graph in manifest.graphs.items():
+            check_graph_file(bundle, name, graph)
+    return manifest
+
+
+def check_graph_file(bundle: Path, name: str, graph: Graph) -> None:
+    """Raise unless the file of a graph is there, inside the bundle, and byte for byte the one exported."""
+    path = bundle / graph.file
+    if not path.resolve().is_relative_to(bundle.resolve()):
+        raise ManifestError(f"graph {name} of {bundle} points outside the bundle: {graph.file}; do not use it")
+    if not path.is_file():
+        raise ManifestError(f"graph {name} of {bundle} is missing: no file {graph.file}; export the bundle again")
+    if (found := digest_of(path)) != graph.digest:
+        raise ManifestError(
+            f"{graph.file} of {bundle} was changed after export: its SHA-256 is {found[:12]}..., "
+            f"the manifest says {graph.digest[:12]}...; export the bundle again"
+        )
+
+
+def _check_shapes(manifest: Manifest, path: Path) -> None:
+    network = manifest.network
+    per_token = {
+        "tokens.frequency": manifest.tokens.frequency,
+        "tokens.noise_shape": manifest.tokens.noise_shape,
+        "tokens.spectral_weight": manifest.tokens.spectral_weight,
+        "standardisation.mean": manifest.standardisation.mean,
+        "standardisation.std": manifest.standardisation.std,
+    }
+    for name, values in per_token.items():
+        if len(values) != network.num_tokens:
+            raise ManifestError(
+                f"{path}: {name} has {len(values)} entries, the network {network.num_tokens} tokens; "
+                "export the bundle again"
+            )

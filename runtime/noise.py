@@ -1,0 +1,95 @@
+"""Counter-based noise: the draw for (seed, sample, step) is the same wherever and whenever it is made.
+
+Nothing here has a state to lose. The bits come from Philox-4x64-10 (Salmon et al. 2011) as NumPy ships it,
+keyed by the seed and counted by (sample, step), and become normals by the Box-Muller transform, one pair
+from each 64-bit word. No rejection is involved, so a GPU kernel can make the very same numbers from the
+same counters, and a batch, a worker or a resumed run sees what one long run would have seen.
+
+Counter layout (256 bits, low word first): word 0 = step * ceil(values / 8) + block, word 1 = sample,
+words 2 and 3 zero; key = (seed, 0). Step 0 is the prior; the noise of solver step i is step i + 1.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WORDS_PER_BLOCK = 4  # Philox-4x64 makes four 64-bit words per counter
+_UNIT = np.float32(2.0**-32)
+_TURN = np.float32(2.0 * np.pi * 2.0**-32)
+
+
+def _normals(words: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """Box-Muller in float32: words [..., W] -> normals [..., 2 W], the W cosines before the W sines."""
+    halves = np.ascontiguousarray(words).astype("<u8", copy=False).view("<u4").astype(np.float32)
+    angle = halves[..., 0::2] * _TURN  # from the low 32 bits
+    radius = (halves[..., 1::2] + np.float32(0.5)) * _UNIT  # from the high 32 bits, in (0, 1]
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+
+
+def _words(
+    seed: int, samples: NDArray[np.int64], first_step: int, num_steps: int, num_values: int
+) -> NDArray[np.uint64]:
+    """The raw words [num_steps, len(samples), W] that `num_values` normals per sample and step come from."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"the seed must be an integer from 0 to 2^64 - 1, found {seed}; choose one in that range")
+    blocks_per_step = -(-num_values // (2 * _WORDS_PER_BLOCK))
+    words = np.empty((len(samples), num_steps, blocks_per_step * _WORDS_PER_BLOCK), np.uint64)
+    for row, sample in enumerate(samples):
+        # NumPy counts up before it makes a block, so start one below the first counter.
+        counter = ((int(sample) << 64) + first_step * blocks_per_step - 1) % 2**256
+        words[row] = np.random.Philox(key=seed, counter=counter).random_raw(words[row].size).reshape(words[row].shape)
+    return words.swapaxes(0, 1)
+
+
+def standard_normal(
+    seed: int, samples: NDArray[np.int64], first_step: int, num_steps: int, num_values: int
+) -> NDArray[np.float32]:
+    """Standard normals [num_steps, len(samples), num_values] for steps first_step, first_step + 1, ...
+
+    `seed` is any integer from 0 to 2^64 - 1, `samples` the sample indices (not positions in the batch).
+    """
+    return _normals(_words(seed, samples, first_step, num_steps, num_values))[..., :num_values]
+
+
+class NoiseStream:
+    """The noise of one batch, step by step; made in chunks, so that a step costs microseconds.
+
+    `samples` [B] are the sample indices, `shape` = (N, C) the tokens of one sample, `num_steps` the length
+    of the trajectory. `prior()` is step 0 and `step(i)` the noise of solver step i; both float32 [B, N, C].
+    """
+
+    WORD_CHUNK = 1 << 18  # values whose raw words are drawn at once: enough to hide the start of a stream
+    NORMAL_CHUNK = 1 << 14  # values made normal at once: they stay in a core's cache
+
+    def __init__(self, seed: int, samples: NDArray[np.int64], shape: tuple[int, int], num_steps: int) -> None:
+        self._seed, self._samples, self._shape, self._num_steps = seed, samples, shape, num_steps
+        values = max(1, len(samples) * shape[0] * shape[1])
+        self._words_steps = max(1, self.WORD_CHUNK // values)
+        self._normals_steps = max(1, self.NORMAL_CHUNK // values)
+        self._words_first = self._normals_first = 0
+        self._words = np.empty((0,), np.uint64)
+        self._normals = np.empty((0,), np.float32)
+
+    def prior(self) -> NDArray[np.float32]:
+        """The standard normals that the prior is scaled from, [B, N, C]."""
+        num_values = self._shape[0] * self._shape[1]
+        return standard_normal(self._seed, self._samples, 0, 1, num_values).reshape(-1, *self._shape)
+
+    def step(self, i: int) -> NDArray[np.float32]:
+        """The standard normals of solver step i, [B, N, C]; a view that a later call may replace."""
+        if not self._normals_first <= i < self._normals_first + len(self._normals):
+            self._make_normals(i)
+        return self._normals[i - self._normals_first]
+
+    def _make_normals(self, i: int) -> None:
+        num_values = self._shape[0] * self._shape[1]
+        if not self._words_first <= i < self._words_first + len(self._words):
+            num_steps = min(self._words_steps, self._num_steps - i)
+            self._words_first = i
+            self._words = _words(self._seed, self._samples, i + 1, num_steps, num_values)
+        first = i - self._words_first
+        normals = _normals(self._words[first : first + self._normals_steps])[..., :num_values]
+        self._normals_first = i
+        self._normals = np.ascontiguousarray(normals).reshape(*normals.shape[:2], *self._shape)
