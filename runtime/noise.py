@@ -12,6 +12,8 @@ words 2 and 3 zero; key = (seed, 0). Step 0 is the prior; the noise of solver st
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import require
+
 _WORDS_PER_BLOCK = 4  # Philox-4x64 makes four 64-bit words per counter
 _UNIT = np.float32(2.0**-32)
 _TURN = np.float32(2.0 * np.pi * 2.0**-32)
@@ -32,8 +34,7 @@ def _words(
     seed: int, samples: NDArray[np.int64], first_step: int, num_steps: int, num_values: int
 ) -> NDArray[np.uint64]:
     """The raw words [num_steps, len(samples), W] that `num_values` normals per sample and step come from."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"the seed must be an integer from 0 to 2^64 - 1, found {seed}; choose one in that range")
+    require(0 <= seed < 2**64, "the seed must be an integer from 0 to 2^64 - 1", seed, "choose one in that range")
     blocks_per_step = -(-num_values // (2 * _WORDS_PER_BLOCK))
     words = np.empty((len(samples), num_steps, blocks_per_step * _WORDS_PER_BLOCK), np.uint64)
     for row, sample in enumerate(samples):

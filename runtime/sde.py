@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.errors import OptionError, require
+
 EPS = 1e-5  # the smallest time a network is trained at or asked for
 
 
@@ -22,11 +24,6 @@ def _expm1(x: Any) -> Any:
     return np.expm1(x) if isinstance(x, float | np.ndarray | np.generic) else x.expm1()
 
 
-def _require(ok: bool, what: str, found: object, remedy: str) -> None:
-    if not ok:
-        raise ValueError(f"{what}, found {found}; {remedy}")
-
-
 @dataclass(frozen=True)
 class VP:
     """Variance preserving: alpha^2 + sigma^2 = 1, with a beta that grows linearly in t."""
@@ -35,7 +32,7 @@ class VP:
     beta_1: float = 20.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 < self.beta_0 <= self.beta_1 < float("inf"),
             "a VP process needs 0 < beta_0 <= beta_1",
             (self.beta_0, self.beta_1),
@@ -79,7 +76,7 @@ class VE:
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 < self.sigma_min < self.sigma_max < float("inf"),
             "a VE process needs 0 < sigma_min < sigma_max",
             (self.sigma_min, self.sigma_max),
@@ -115,10 +112,10 @@ def process_from_facts(kind: str, parameters: dict[str, float]) -> Process:
     """The process a checkpoint or manifest names: kind `vp` or `ve` with that record's parameters."""
     kinds: dict[str, type[VP] | type[VE]] = {"vp": VP, "ve": VE}
     if kind not in kinds:
-        raise ValueError(f"unknown process {kind!r}; the known ones are {', '.join(kinds)}")
+        raise OptionError(f"unknown process {kind!r}; the known ones are {', '.join(kinds)}")
     known = set(kinds[kind].__dataclass_fields__)
     if set(parameters) != known:
-        raise ValueError(
+        raise OptionError(
             f"process {kind!r} takes the parameters {sorted(known)}, found {sorted(parameters)}; "
             "write exactly these"
         )

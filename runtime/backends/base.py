@@ -1,0 +1,117 @@
+"""The seam between the sampler and whatever runs the graphs.
+
+A backend names its graphs, takes named arrays and gives named arrays. `run` is the plain form; `bind` is the
+form of the hot path: it prepares one call over fixed buffers, so that a step allocates nothing. Where an
+output buffer is an input buffer (the K/V caches), the backend writes in place.
+
+    with open_backend("onnxruntime", bundle, manifest) as backend:
+        backend.run("embed", {"z": z, "t": t, "token": token})["hidden"]
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from numpy.typing import NDArray
+
+from export.manifest import Graph, Manifest
+from runtime.errors import BackendError, OptionError, parse_word
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Backend(Protocol):
+    """What the sampler needs of a backend."""
+
+    name: str
+
+    def signature(self, graph: str) -> Graph:
+        """Inputs and outputs of a graph; a `BackendError` if there is no such graph."""
+
+    def run(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Run a graph once: named arrays in, named arrays out."""
+
+    def bind(self, graph: str, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
+        """Prepare a call over these very buffers; the callable reads the inputs and fills the outputs.
+
+        Buffers are C-contiguous and stay where they are; a name may appear with the same array on both
+        sides, and then the graph writes in place.
+        """
+
+    def close(self) -> None:
+        """Free what the backend holds; it is not used afterwards."""
+
+
+class BackendBase:
+    """What backends share: the context manager, the signature table, and `bind` in terms of `run`."""
+
+    name = "base"
+
+    def __init__(self, graphs: Mapping[str, Graph]) -> None:
+        self._graphs = dict(graphs)
+
+    def signature(self, graph: str) -> Graph:
+        """Inputs and outputs of a graph; a `BackendError` if there is no such graph."""
+        if graph not in self._graphs:
+            raise BackendError(
+                f"backend {self.name} has no graph {graph!r}, it has {', '.join(self._graphs)}; "
+                "export the bundle again"
+            )
+        return self._graphs[graph]
+
+    def run(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Run a graph once: named arrays in, named arrays out."""
+        raise NotImplementedError
+
+    def bind(self, graph: str, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
+        """Prepare a call over fixed buffers; this plain form copies the results into them."""
+
+        def call() -> None:
+            results = self.run(graph, inputs)
+            for name, buffer in outputs.items():
+                buffer[...] = results[name]
+
+        return call
+
+    def close(self) -> None:
+        """Free what the backend holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class BackendName(StrEnum):
+    """The backends by name."""
+
+    ONNXRUNTIME = "onnxruntime"
+    FAKE = "fake"
+
+
+class Device(StrEnum):
+    """The devices by name."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def open_backend(
+    name: str, bundle: Path, manifest: Manifest, *, device: str = "cpu", threads: int | None = None
+) -> Backend:
+    """Open a backend by name over a bundle; `threads` is the number used within one operator."""
+    word, where = parse_word(BackendName, name, "backend"), parse_word(Device, device, "device")
+    if where is not Device.CPU:
+        raise OptionError(f"backend {word} runs on the cpu only, found device {device!r}; leave the device out")
+    if word is BackendName.FAKE:
+        from runtime.backends.fake import gaussian_backend
+
+        return gaussian_backend(manifest)
+    from runtime.backends.ort import OrtBackend
+
+    return OrtBackend(bundle, manifest.graphs, threads=threads)

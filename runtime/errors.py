@@ -1,0 +1,37 @@
+"""The errors of this room; every message says what, what was found, and what to do.
+
+    Exception
+    ├── ValueError
+    │   └── OptionError     an argument is wrong: unknown word, impossible number, knobs that contradict
+    └── BackendError        a backend cannot be opened, or failed while running
+
+A damaged or missing bundle is an `export.manifest.ManifestError`. The command line turns these into one
+sentence; anything else is a bug and keeps its traceback.
+"""
+
+from enum import StrEnum
+from typing import TypeVar
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+class OptionError(ValueError):
+    """A value the caller chose is wrong."""
+
+
+class BackendError(Exception):
+    """A backend could not be opened or could not run."""
+
+
+def parse_word(words: type[Word], value: str, what: str) -> Word:
+    """The member of a closed set of words, or an error that lists the right ones."""
+    try:
+        return words(value)
+    except ValueError:
+        raise OptionError(f"unknown {what} {value!r}; the known ones are {', '.join(words)}") from None
+
+
+def require(ok: bool, what: str, found: object, remedy: str) -> None:
+    """Raise an `OptionError` of the three parts unless `ok`."""
+    if not ok:
+        raise OptionError(f"{what}, found {found!r}; {remedy}")
