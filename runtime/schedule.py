@@ -1,0 +1,79 @@
+"""Everything about a trajectory that depends on the step alone, tabulated once.
+
+With these tables a step without a network call is a handful of multiply-adds over [B, N, C], and a GPU
+backend finds all it needs in device memory behind a step counter.
+
+The Gaussian data prediction (METHOD: standardised data has unit variance per token):
+`g(z, t) = alpha z / (alpha^2 + sigma^2 G^2)`, zero for tokens that are constant in the data.
+A reuse mode says how the data prediction follows from the moving z and one cached value v per token:
+`z0 = from_latent z + from_value v`, with
+
+    feature    v = the score        z0 = (z + sigma^2 G^2 v) / alpha
+    data       v = z0               z0 = v
+    residual   v = z0 - g(z, t)     z0 = g(z, t) + v
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.manifest import Manifest
+from runtime.cache.policy import Reuse
+from runtime.sde import process_from_facts
+from runtime.solvers import SOLVERS, Solver, Times, uniform_times
+
+Table = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tables of one trajectory: [T] per step, or [T, N, 1] per step and token."""
+
+    times: Times  # [T]
+    prior_scale: Table  # [N, 1], the prior is prior_scale * e
+    gaussian: Table  # [T, N, 1], g(z, t) = gaussian z
+    score_to_data: Table  # [T, N, 1], z0 = latent_to_data z + score_to_data score
+    latent_to_data: Table  # [T]
+    from_latent: Table  # [T, N, 1] of the reuse mode
+    from_value: Table  # [T, N, 1] of the reuse mode
+    step_latent: Table  # [T], the solver: z_next = step_latent z + step_data z0 + step_noise e
+    step_data: Table  # [T]
+    step_noise: Table  # [T, N, 1], G included
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.times)
+
+
+def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, reuse: Reuse) -> Schedule:
+    """The tables for a model, a solver, T steps and a reuse mode."""
+    process = process_from_facts(manifest.diffusion.process, manifest.diffusion.parameters)
+    times = uniform_times(num_steps, manifest.diffusion.eps)
+    shape = np.asarray(manifest.tokens.noise_shape)[None, :, None]  # G, [1, N, 1]
+    varies = (np.asarray(manifest.standardisation.std) > 0).any(axis=1)[None, :, None]
+    alpha, sigma = process.alpha(times)[:, None, None], process.sigma(times)[:, None, None]
+    gaussian = varies * alpha / (alpha**2 + (sigma * shape) ** 2)
+    score_to_data = (sigma * shape) ** 2 / alpha
+    one, zero = np.ones_like(gaussian), np.zeros_like(gaussian)
+    from_latent, from_value = {
+        Reuse.FEATURE: (one / alpha, score_to_data),
+        Reuse.DATA: (zero, one),
+        Reuse.DATA_LINEAR: (zero, one),
+        Reuse.RESIDUAL: (gaussian, one),
+        Reuse.RESIDUAL_LINEAR: (gaussian, one),
+    }[reuse]
+    table = SOLVERS[solver](process, times)
+    tables = {
+        "prior_scale": process.prior_scale * shape[0],
+        "gaussian": gaussian,
+        "score_to_data": score_to_data,
+        "latent_to_data": 1.0 / alpha[:, 0, 0],
+        "from_latent": from_latent,
+        "from_value": from_value,
+        "step_latent": table.latent,
+        "step_data": table.data,
+        "step_noise": table.noise[:, None, None] * shape,
+    }
+    return Schedule(times, **{name: value.astype(np.float32) for name, value in tables.items()})

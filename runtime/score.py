@@ -1,0 +1,116 @@
+"""The score network of a bundle, as the sampler calls it: prepared calls over fixed buffers.
+
+The network can be driven as one graph (`step`) or as its parts (`split`: embed, every layer, head; L + 2
+calls). Both write keys and values of the given tokens into the caches of the batch and let these tokens
+attend to all N; both serve every number of tokens S from 1 to N. A network without K/V (its `step` graph
+takes no past keys) only knows S = N.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.manifest import Manifest, layer_name
+from runtime.backends.base import Backend
+from runtime.errors import OptionError
+
+Buffers = dict[str, NDArray[Any]]
+
+
+class Graphs(StrEnum):
+    """Which graphs drive the network."""
+
+    STEP = "step"
+    SPLIT = "split"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A prepared network call for S tokens per sample: fill z, t and token, run, read score."""
+
+    z: NDArray[np.float32]  # [B, S, C]
+    t: NDArray[np.float32]  # [B]
+    token: NDArray[np.int64]  # [B, S]
+    score: NDArray[np.float32]  # [B, S, C]
+    run: Callable[[], None]
+
+
+class ScoreNetwork:
+    """The network for one batch of one trajectory: its K/V caches, and its calls by number of tokens."""
+
+    def __init__(self, manifest: Manifest, backend: Backend, batch: int, graphs: Graphs = Graphs.STEP) -> None:
+        self._manifest, self._backend, self._batch, self._graphs = manifest, backend, batch, graphs
+        network = manifest.network
+        signature = backend.signature("step")
+        self.has_cache = any(tensor.name.startswith("past_key") for tensor in signature.inputs)
+        self._takes = {tensor.name for tensor in signature.inputs}
+        self._gives = {tensor.name for tensor in signature.outputs}
+        shape = (batch, network.num_heads, network.num_tokens, network.head_dim) if self.has_cache else (0,)
+        layers = range(network.num_layers if self.has_cache else 0)
+        self.keys = [np.zeros(shape, np.float32) for _ in layers]
+        self.values = [np.zeros(shape, np.float32) for _ in layers]
+        self._calls: dict[int, Call] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the K/V caches: L * 2 * B * N * d_model * 4, or 0 without K/V."""
+        return sum(array.nbytes for array in (*self.keys, *self.values))
+
+    def call(self, num_tokens: int) -> Call:
+        """The prepared call for S = `num_tokens`; the same object every time."""
+        if num_tokens not in self._calls:
+            self._calls[num_tokens] = self._prepare(num_tokens)
+        return self._calls[num_tokens]
+
+    def _prepare(self, num_tokens: int) -> Call:
+        network = self._manifest.network
+        if not self.has_cache and num_tokens != network.num_tokens:
+            raise OptionError(
+                f"a {network.backbone} network on backend {self._backend.name} has no K/V cache, so it cannot "
+                f"recompute {num_tokens} of {network.num_tokens} tokens; set K to 0"
+            )
+        rows = (self._batch, num_tokens, network.num_channels)
+        buffers: Buffers = {
+            "z": np.zeros(rows, np.float32),
+            "t": np.zeros(self._batch, np.float32),
+            "token": np.tile(np.arange(num_tokens, dtype=np.int64), (self._batch, 1)),
+            "score": np.zeros(rows, np.float32),
+        }
+        run = self._bind_step(buffers) if self._graphs is Graphs.STEP else self._bind_split(buffers)
+        return Call(buffers["z"], buffers["t"], buffers["token"], buffers["score"], run)
+
+    def _bind_step(self, buffers: Buffers) -> Callable[[], None]:
+        caches = {
+            f"{kind}_{index:02d}": array
+            for kind, arrays in (("key", self.keys), ("value", self.values))
+            for index, array in enumerate(arrays)
+        }
+        inputs = buffers | {f"past_{name}": array for name, array in caches.items()}
+        outputs = {"score": buffers["score"]} | {f"present_{name}": array for name, array in caches.items()}
+        return self._backend.bind(
+            "step",
+            {name: array for name, array in inputs.items() if name in self._takes},
+            {name: array for name, array in outputs.items() if name in self._gives},
+        )
+
+    def _bind_split(self, buffers: Buffers) -> Callable[[], None]:
+        bind, token = self._backend.bind, buffers["token"]
+        hidden = [np.zeros((*token.shape, self._manifest.network.d_model), np.float32) for _ in range(2)]
+        given = {name: buffers[name] for name in ("z", "t", "token")}
+        calls = [bind("embed", given, {"hidden": hidden[0]})]
+        for index, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            before, after = hidden[index % 2], hidden[(index + 1) % 2]
+            inputs = {"hidden": before, "token": token, "past_key": key, "past_value": value}
+            outputs = {"hidden_out": after, "present_key": key, "present_value": value}
+            calls.append(bind(layer_name(index), inputs, outputs))
+        calls.append(bind("head", {"hidden": hidden[len(self.keys) % 2]}, {"score": buffers["score"]}))
+
+        def run() -> None:
+            for call in calls:
+                call()
+
+        return run
