@@ -27,7 +27,9 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         for name in ("num_tokens", "num_channels", "d_model", "num_heads", "num_layers", "d_ff"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}; set it in the config")
+                raise ValueError(
+                    f"{name} must be at least 1, found {getattr(self, name)}; set it in the config"
+                )
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model must be a multiple of num_heads, found {self.d_model} and {self.num_heads}; "

@@ -1,0 +1,10 @@
+"""The data sets a model can be trained on, by the word the config uses for them."""
+
+from train.datasets.base import Dataset, Series
+from train.datasets.ecg import Ecg
+from train.datasets.synthetic import Synthetic
+from train.datasets.ucr import Ucr
+
+DATASETS: dict[str, type[Dataset]] = {"ecg": Ecg, "synthetic": Synthetic, "ucr": Ucr}
+
+__all__ = ["DATASETS", "Dataset", "Ecg", "Series", "Synthetic", "Ucr"]

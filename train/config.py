@@ -1,0 +1,209 @@
+"""The configuration: Hydra composes it from `train/conf`, and records with types check it.
+
+Hydra knows which words and keys exist; the records know what their values may be, so that `batch_size=abc`, an
+added `+foo=1` or `lr_max=-1` ends in a sentence and not somewhere in Lightning. `kind` in a group's file says
+which record the group becomes: the place to add a data set (`train.datasets.DATASETS`), a process or a backbone.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runtime.sde import VE, VP, Process
+from train.datasets import DATASETS, Dataset
+from train.errors import ConfigError
+from train.losses import Weighting
+from train.networks import NetworkOptions
+
+CONF = Path(__file__).parent / "conf"
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VpOptions:
+    """score_model/noise_scheduler=vpsde."""
+
+    kind: str
+    beta_min: float
+    beta_max: float
+
+    def process(self) -> Process:
+        """The process by these options."""
+        return VP(self.beta_min, self.beta_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VeOptions:
+    """score_model/noise_scheduler=vesde."""
+
+    kind: str
+    sigma_min: float
+    sigma_max: float
+
+    def process(self) -> Process:
+        """The process by these options."""
+        return VE(self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions:
+    """score_model=default, without its noise scheduler."""
+
+    kind: str
+    d_model: int
+    num_layers: int
+    n_head: int
+    d_ff: int
+    dropout: float
+    lr_max: float
+    likelihood_weighting: bool
+
+    def __post_init__(self) -> None:
+        self.network(1, 1)  # refuses impossible shapes before any data is read
+
+    def network(self, num_tokens: int, num_channels: int) -> NetworkOptions:
+        """The network for data of this shape."""
+        return NetworkOptions(
+            num_tokens, num_channels, self.d_model, self.n_head, self.num_layers, self.d_ff, self.dropout
+        )
+
+    @property
+    def weighting(self) -> Weighting:
+        """The weighting in the loss's own words."""
+        return Weighting.MAHALANOBIS if self.likelihood_weighting else Weighting.INVERSE_TRACE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions:
+    """trainer=default."""
+
+    max_epochs: int
+    gradient_clip_val: float | None
+    accelerator: str
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1:
+            raise ValueError(
+                f"max_epochs must be at least 1, found {self.max_epochs}; choose a larger number"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The keys at the top of the config."""
+
+    random_seed: int
+    fourier_transform: bool
+    standardize: bool
+    ema: float | None
+    log_dir: str
+    run_id: str | None
+    resume: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.random_seed < 2**32:
+            raise ValueError(
+                f"random_seed must lie in 0 .. 2^32 - 1, found {self.random_seed}; choose another"
+            )
+        if self.run_id is not None and not re.fullmatch(r"\w[\w.-]*", self.run_id):
+            raise ValueError(
+                f"run_id names a folder: letters, digits, '.', '_' and '-', found {self.run_id!r}; choose another"
+            )
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Everything a run is made from."""
+
+    run: RunOptions
+    dataset: Dataset
+    score_model: TransformerOptions
+    noise_scheduler: VpOptions | VeOptions
+    trainer: TrainerOptions
+
+    def __post_init__(self) -> None:
+        self.noise_scheduler.process()  # refuses impossible parameters before any data is read
+
+
+NOISE_SCHEDULERS: dict[str, type[VpOptions] | type[VeOptions]] = {"vp": VpOptions, "ve": VeOptions}
+SCORE_MODELS = {"transformer": TransformerOptions}
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The config of `train/conf` under Hydra overrides such as `datamodule=ucr`, resolved."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", list(overrides))
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error)) from error
+    return config
+
+
+def options_from_config(config: DictConfig) -> TrainOptions:
+    """The config as checked records; `ConfigError` names the key that is wrong."""
+    run: Any = OmegaConf.to_container(config)
+    datamodule, score_model, trainer = (run.pop(group) for group in ("datamodule", "score_model", "trainer"))
+    noise_scheduler = score_model.pop("noise_scheduler")
+    try:
+        return TrainOptions(
+            run=_record(RunOptions, run, ""),
+            dataset=_record_of_kind(DATASETS, datamodule, "datamodule."),
+            score_model=_record_of_kind(SCORE_MODELS, score_model, "score_model."),
+            noise_scheduler=_record_of_kind(
+                NOISE_SCHEDULERS, noise_scheduler, "score_model.noise_scheduler."
+            ),
+            trainer=_record(TrainerOptions, trainer, "trainer."),
+        )
+    except ValueError as error:  # from the records' own checks
+        raise ConfigError(str(error)) from error
+
+
+def _record_of_kind(kinds: Mapping[str, type[Record]], values: dict[str, Any], where: str) -> Record:
+    if values["kind"] not in kinds:
+        raise ConfigError(
+            f"{where}kind must be one of {', '.join(kinds)}, found {values['kind']!r}; leave it alone"
+        )
+    return _record(kinds[values["kind"]], values, where)
+
+
+def _record(kind: type[Record], values: dict[str, Any], where: str) -> Record:
+    try:
+        record = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}{error.full_key}: {error.msg}; correct or remove it") from error
+    assert isinstance(record, kind)
+    return record
+
+
+def resumed_config(overrides: Sequence[str], stored: DictConfig) -> DictConfig:
+    """The stored config of a run that is to be continued.
+
+    The `trainer` settings and the place of the data may be changed; anything else that the overrides name must
+    agree with the run as it was started.
+    """
+    given, resumed = compose_config(overrides), stored.copy()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group.replace("/", ".")
+        wanted, found = OmegaConf.select(given, key), OmegaConf.select(stored, key)
+        if key in ("run_id", "resume"):
+            continue
+        if key.startswith("trainer") or key in ("log_dir", "datamodule.data_dir"):
+            OmegaConf.update(resumed, key, wanted)
+            continue
+        if isinstance(wanted, DictConfig):  # a group, e.g. datamodule=ecg
+            wanted, found = wanted.kind, found.kind
+        if wanted != found:
+            raise ConfigError(
+                f"{key} of a resumed run must stay {found!r}, found {wanted!r}; leave it out, or start a new run"
+            )
+    return resumed

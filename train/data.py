@@ -1,0 +1,102 @@
+"""From series to what the network sees: the domain, the standardisation, and batches in a known order.
+
+`z = (tokens - mean) / std` per (token, channel), with mean and unbiased std over the training set. A token that
+is constant in training has std 0 on record and z = 0: the network learns that there is nothing to say, and
+`tokens = mean + std z` gives the constant back. "Constant" means that it varies by less than float32 resolves
+at the size of its channel, because a spectrum is computed and an exact zero comes out as 1e-9.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from runtime import fourier
+from train.datasets import Series
+from train.errors import DataError
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Standardised tokens [n, N, C] of both splits, and how to get back; all float32."""
+
+    train: Array
+    test: Array
+    mean: Array  # [N, C]
+    std: Array  # [N, C]; 0 marks a constant token
+    noise_shape: Array  # G, [N]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the length of a series."""
+        return self.train.shape[1]
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return self.train.shape[2]
+
+
+def tokens_from_series(series: Series, *, fourier_transform: bool, standardize: bool) -> Tokens:
+    """Bring series into the domain to train in; computed in float64, returned in float32."""
+    if min(len(series.train), len(series.test)) < 2:
+        raise DataError(
+            f"training needs at least 2 train and 2 test series, found {len(series.train)} and "
+            f"{len(series.test)}; use a larger data set"
+        )
+    to_domain = fourier.dft if fourier_transform else np.asarray
+    train, test = (to_domain(x.astype(np.float64)) for x in (series.train, series.test))
+    shape = train.shape[1:]
+    mean, std = (train.mean(0), _std(train)) if standardize else (np.zeros(shape), np.ones(shape))
+    inverse = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
+    return Tokens(
+        train=((train - mean) * inverse).astype(np.float32),
+        test=((test - mean) * inverse).astype(np.float32),
+        mean=mean.astype(np.float32),
+        std=std.astype(np.float32),
+        noise_shape=(fourier.noise_shape(shape[0]) if fourier_transform else np.ones(shape[0])).astype(
+            np.float32
+        ),
+    )
+
+
+def _std(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Unbiased standard deviation [N, C], 0 where it is below the resolution of float32 data."""
+    std = tokens.std(axis=0, ddof=1)
+    resolution = np.finfo(np.float32).eps * np.sqrt((tokens**2).mean(axis=(0, 1)))  # [C]
+    return np.where(std > resolution, std, 0.0)
+
+
+class EpochOrder(Sampler[int]):
+    """A shuffle that depends on (seed, epoch) alone, so that a resumed run sees the batches it would have seen."""
+
+    def __init__(self, num: int, seed: int) -> None:
+        self.num, self.seed, self.epoch = num, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num)
+        return iter(order.tolist())
+
+    def __len__(self) -> int:
+        return self.num
+
+
+def train_batches(tokens: Tokens, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
+    """Shuffled batches of the training split; the last one of an epoch may be smaller."""
+    data = TensorDataset(torch.from_numpy(tokens.train))
+    return DataLoader(data, batch_size, sampler=EpochOrder(len(data), seed))
+
+
+def test_batches(tokens: Tokens, batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of the test split, in order."""
+    return DataLoader(TensorDataset(torch.from_numpy(tokens.test)), batch_size)

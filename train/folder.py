@@ -1,0 +1,84 @@
+"""The folder of a run: what lies where, and who may write it.
+
+    lightning_logs/<run_id>/train_config.yaml    the resolved config
+                            reference.npz        train and test series [n, N, C], time domain, data units
+                            metrics.csv          losses and learning rate by epoch
+                            checkpoints/         the best checkpoint by validation loss, and last.ckpt
+
+A folder belongs to one run. It is made when training starts, never overwritten, and continued by `resume=true`.
+"""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from train.datasets import Series
+from train.errors import RunError
+
+CONFIG_FILE = "train_config.yaml"
+
+
+def new_run_id(data: str) -> str:
+    """A name for a run on this data that no other run has, e.g. ucr-GunPoint-1f3a9c02."""
+    return f"{data.replace('/', '-')}-{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its files."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from, written after every epoch."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        """The losses by epoch."""
+        return self.path / "metrics.csv"
+
+    def require_new(self) -> None:
+        """Raise if there is a run of this name already."""
+        if self.path.exists():
+            raise RunError(
+                f"a run must have its own folder, found {self.path} in use; "
+                f"choose another run_id, or continue that run with run_id={self.run_id} resume=true"
+            )
+
+    def stored_config(self) -> DictConfig:
+        """The config a run was started with; raise if there is no such run."""
+        file = self.path / CONFIG_FILE
+        if not file.is_file():
+            raise RunError(
+                f"resume=true continues a run, found none at {self.path} ({CONFIG_FILE} is missing); "
+                "check run_id and log_dir, or leave resume out to start it"
+            )
+        config = OmegaConf.load(file)
+        assert isinstance(config, DictConfig)
+        return config
+
+    def write(self, config: DictConfig, series: Series) -> None:
+        """Store what the run was made from, each file in one stroke."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        staged = self.path / f".{CONFIG_FILE}"
+        OmegaConf.save(config, staged)
+        os.replace(staged, self.path / CONFIG_FILE)
+        staged = self.path / ".reference.npz"
+        np.savez(staged, train=series.train, test=series.test)
+        os.replace(staged, self.path / "reference.npz")
