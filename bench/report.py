@@ -1,0 +1,124 @@
+"""A record as people read it: one table, its conditions in a sentence, the verdict; then one line of JSON.
+
+On a terminal the table is drawn by rich, anywhere else it is Markdown that can be pasted as it is. Progress
+goes to stderr and only to a terminal.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench.contenders import Progress as Tell
+from bench.quality import Loss
+from bench.records import Record, Row
+
+COLUMNS = (
+    "rival",
+    "steps",
+    "ms per sample",
+    "faster",
+    "passes",
+    "hit rate",
+    "SW time",
+    "SW frequency",
+    "paired error",
+    "diverged",
+)
+MISSING = ""
+
+
+def cells_of(row: Row) -> list[str]:
+    """The cells of a row, in the order of `COLUMNS`."""
+    return [
+        row.rival,
+        _number(row.steps, "d"),
+        _number(row.ms_per_sample, ".4g") + ("*" if (row.measured_steps or 0) < (row.steps or 0) else ""),
+        _number(row.speedup, ".3g") + ("x" if row.speedup is not None else MISSING),
+        _number(row.passes, ".4g"),
+        _number(row.hit_rate, ".1%"),
+        _distance(row.sw_time, row.sw_time_low, row.sw_time_high),
+        _distance(row.sw_frequency, row.sw_frequency_low, row.sw_frequency_high),
+        _number(row.paired_error, ".2g"),
+        MISSING if row.num_samples is None else f"{row.num_diverged} of {row.num_samples}",
+    ]
+
+
+def notes_of(record: Record) -> list[str]:
+    """The sentences under the table: conditions, how to read it, verdict."""
+    options, network, machine = record.options, record.model["network"], record.machine
+    libraries = ", ".join(f"{name} {number}" for name, number in machine.libraries.items())
+    torch = f"; PyTorch with {record.baseline}" if record.baseline else ""
+    notes = [
+        f"{record.model['source']['data']}, N = {network['num_tokens']}, C = {network['num_channels']}, "
+        f"{network['num_layers']} layers of width {network['d_model']}; {options['solver']}, "
+        f"batch {options['batch_size']}, median of {options['race']['rounds']} interleaved rounds; "
+        f"quality on {options['num_samples']} samples against the {options['part']} series.",
+        f"{machine.cpu}, {machine.num_usable_cores} cores, load {machine.load_average} before; "
+        f"{libraries}{torch}.",
+        f"SW: sliced Wasserstein-2 in data units, ± half its {options['quality']['level']:.0%} interval over "
+        "samples. Paired error: median RMS between the same samples in data std, uncached against PyTorch "
+        "and E2-CRF against uncached.",
+        f"Caching changes SW by {_loss(record.loss_time)} in the time domain and by "
+        f"{_loss(record.loss_frequency)} in the frequency domain.",
+    ]
+    if any((row.measured_steps or 0) < (row.steps or 0) for row in record.rows):
+        notes.append("* timed over fewer steps and scaled up.")
+    if left_out := [row for row in record.rows if row.num_left_out]:
+        told = ", ".join(f"{row.num_left_out} of {row.rival}" for row in left_out)
+        notes.append(f"Not finite, so in no distance: {told}.")
+    return notes + [f"FAILED: {failure}." for failure in record.failures]
+
+
+def markdown_of(record: Record) -> str:
+    """The table and its notes in Markdown."""
+    rows = [cells_of(row) for row in record.rows]
+    lines = [list(COLUMNS), ["---"] + ["---:"] * (len(COLUMNS) - 1), *rows]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return table + "\n\n" + "\n\n".join(notes_of(record)) + "\n"
+
+
+def show(record: Record, out: TextIO | None = None) -> None:
+    """Print a record: table and notes, and the JSON line last."""
+    stream = out or sys.stdout
+    if stream.isatty():
+        console = Console(file=stream)
+        table = Table(*COLUMNS, title="One model, one noise, one time grid")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in record.rows:
+            table.add_row(*cells_of(row))
+        console.print(table)
+        for note in notes_of(record):
+            console.print(note, highlight=False, markup=False)
+    else:
+        stream.write(markdown_of(record) + "\n")
+    stream.write(record.to_line() + "\n")
+
+
+@contextmanager
+def progress_on_terminal() -> Iterator[Tell]:
+    """A progress bar on stderr for the length of the block; quiet where stderr is not a terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda doing, share: bar.update(task, description=doing, completed=share)
+
+
+def _number(value: float | None, form: str) -> str:
+    return MISSING if value is None else format(value, form)
+
+
+def _distance(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return MISSING
+    return f"{value:.3g} ± {(high - low) / 2:.1g}"
+
+
+def _loss(loss: Loss) -> str:
+    return f"{loss.value:+.1%} ({loss.low:+.1%} to {loss.high:+.1%})"

@@ -1,0 +1,191 @@
+"""The bench end to end: a perfect model scores like real series, a spoilt one fails the gate, all is told."""
+
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gaussian_bundle import real_series, write_gaussian_bundle
+
+from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compare, failures_of
+from bench.contenders import fewer_steps
+from bench.gate import failures_of
+from bench.latency import RaceOptions
+from bench.pictures import draw_pictures
+from bench.quality import QualityOptions, judge
+from bench.records import Row, read_records
+from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show
+from runtime.cache.policy import E2CRF
+from runtime.sampler import load
+
+QUICK = QualityOptions(num_directions=60, num_resamples=40, interval_directions=30)
+
+
+@pytest.fixture(scope="module")
+def gaussian(tmp_path_factory: pytest.TempPathFactory) -> CompareOptions:
+    folder = tmp_path_factory.mktemp("gaussian")
+    np.savez(folder / "reference.npz", train=real_series(600, 1), test=real_series(600, 2))
+    return CompareOptions(
+        bundle=write_gaussian_bundle(folder / "bundle"),
+        reference=folder / "reference.npz",
+        backend="fake",
+        num_samples=300,
+        sampling_batch=300,
+        steps=60,
+        cache=E2CRF(K=0, R=6),
+        race=RaceOptions(rounds=2),
+        quality=QUICK,
+        max_sw_loss=0.05,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(gaussian: CompareOptions) -> Comparison:
+    return compare(gaussian)
+
+
+def row(found: Comparison, rival: str) -> Row:
+    (only,) = [row for row in found.record.rows if row.rival == rival]
+    return only
+
+
+def test_a_perfect_model_scores_like_real_series(found: Comparison) -> None:
+    floor, mean = row(found, FLOOR), row(found, MEAN_SAMPLE)
+    for way in ("uncached", "E2-CRF"):
+        model = row(found, f"fake, {way}")
+        assert model.sw_time is not None
+        assert model.sw_time < 1.6 * (floor.sw_time or 0)  # both are sampling error of 300 against 600
+        assert model.sw_time < 0.2 * (mean.sw_time or 0)
+        assert model.num_diverged == 0
+    assert floor.sw_time_over_floor == floor.sw_frequency_over_floor == 1.0
+
+
+def test_caching_a_closed_form_changes_nothing_but_the_cost(found: Comparison) -> None:
+    uncached, cached = row(found, "fake, uncached"), row(found, "fake, E2-CRF")
+    assert (uncached.passes, uncached.hit_rate) == (60, 0)
+    assert cached.passes is not None
+    assert cached.passes == found.cached.stats.passes < 10
+    assert cached.paired_error is not None
+    assert cached.paired_error < 1e-4  # the residual of Gaussian data is float32 rounding
+    assert found.record.passed
+    assert abs(found.record.loss_time.value) < 1e-3
+
+
+def test_fewer_steps_cost_what_the_cache_costs(found: Comparison) -> None:
+    cached, fewer = row(found, "fake, E2-CRF"), row(found, "fake, fewer steps")
+    assert fewer.passes == pytest.approx(cached.passes, abs=1.0)
+    assert fewer.steps is not None
+    assert fewer.steps < 60
+
+
+def test_fewer_steps_keep_the_prior_phase_and_reuse_nothing(gaussian: CompareOptions) -> None:
+    with load(gaussian.bundle, "fake") as model:
+        cache, steps = fewer_steps(model, E2CRF(K=0, alpha_prior=0.2), steps=1000, passes=40)
+        stats = model.sample(2, steps=steps, cache=cache).stats
+    assert stats.passes == pytest.approx(40, abs=1)
+    assert stats.event_counts.get("reuse", 0) == 0
+    assert stats.event_counts["prior"] > 0
+
+
+def test_the_record_on_disk_is_the_record(gaussian: CompareOptions, found: Comparison) -> None:
+    (read,) = read_records(gaussian.bundle / "reports" / "bench.json")
+    assert read == found.record
+    told = found.record.to_line()
+    assert str(gaussian.bundle.parent) not in told
+    assert json.loads(told)["options"]["bundle"] == "bundle"
+
+
+def test_the_table_has_every_rival_and_json_comes_last(found: Comparison) -> None:
+    out = io.StringIO()
+    show(found.record, out)
+    lines = out.getvalue().splitlines()
+    assert json.loads(lines[-1])["schema"] == 1
+    assert lines[0] == "| " + " | ".join(COLUMNS) + " |"
+    for line, expected in zip(lines[2:7], found.record.rows, strict=True):
+        assert line.split(" | ")[0] == f"| {expected.rival}"
+        assert line.count("|") == len(COLUMNS) + 1
+    assert "FAILED" not in out.getvalue()
+
+
+def test_a_terminal_gets_a_drawn_table(found: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    show(found.record, out)
+    assert "│" in out.getvalue()
+    assert "fake, fewer steps" in out.getvalue()
+    assert json.loads(out.getvalue().splitlines()[-1])["schema"] == 1
+
+
+def test_scaled_times_and_left_out_samples_are_told(found: Comparison) -> None:
+    scaled = Row("slow", steps=100, measured_steps=10, ms_per_sample=5.0, num_samples=4, num_left_out=3)
+    record = replace(found.record, rows=(scaled,), failures=("it got worse; refresh more",))
+    assert cells_of(scaled)[2] == "5*"
+    told = markdown_of(record)
+    assert "* timed over fewer steps and scaled up." in told
+    assert "Not finite, so in no distance: 3 of slow." in told
+    assert "FAILED: it got worse; refresh more." in told
+
+
+def test_progress_is_told_by_stage_and_never_runs_backwards(gaussian: CompareOptions) -> None:
+    told: list[tuple[str, float]] = []
+    compare(replace(gaussian, num_samples=20, sampling_batch=7), lambda *event: told.append(event))
+    assert {doing.split(":")[0] for doing, _ in told} == {"sampling", "judging", "timing"}
+    for stage in {doing for doing, _ in told if doing.startswith("sampling")}:
+        shares = [share for doing, share in told if doing == stage]
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)
+
+
+def test_the_progress_bar_is_quiet_away_from_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress_on_terminal() as tell:
+        tell("sampling", 0.5)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda series: series * 1.2, "in the time domain .* larger, allowed are 5.0%; refresh more often"),
+        (lambda series: series[:, ::-1] + 0.3, "in the frequency domain"),
+        (
+            lambda series: np.where(np.arange(300)[:, None, None] == 7, np.nan, series),
+            "1 of 300 .* not finite",
+        ),
+    ],
+)
+def test_the_gate_fails_on_spoilt_samples(found: Comparison, spoil, sentence: str) -> None:  # type: ignore
+    uncached = judge(found.uncached.series, found.reference, QUICK)
+    spoilt = judge(spoil(found.cached.series), found.reference, QUICK)
+    failures = failures_of(spoilt, uncached, 0.05)
+    assert failures
+    assert any(re.search(sentence, failure) for failure in failures)
+
+
+def test_the_gate_passes_good_samples_and_is_off_when_not_asked_for(found: Comparison) -> None:
+    uncached = judge(found.uncached.series, found.reference, QUICK)
+    assert failures_of(judge(found.cached.series, found.reference, QUICK), uncached, 0.0 + 1e-3) == ()
+    assert failures_of(judge(found.cached.series * 5, found.reference, QUICK), uncached, None) == ()
+
+
+def test_all_pictures_are_written(found: Comparison, tmp_path: Path) -> None:
+    files = draw_pictures(found, tmp_path / "reports")
+    assert [file.name for file in files] == ["series.png", "spectrum.png", "recomputed.png", "cost.png"]
+    for file in files:
+        content = file.read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 10_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_samples": 1}, {"batch_size": 0}, {"steps": 1}, {"max_sw_loss": -0.1}, {"part": "validation"}],
+)
+def test_options_that_cannot_be_meant_are_an_error(
+    gaussian: CompareOptions, change: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match=r"found|the known ones are test, train"):
+        replace(gaussian, **change)  # type: ignore[arg-type]
