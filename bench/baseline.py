@@ -38,9 +38,7 @@ class Settings:
 
     def __str__(self) -> str:
         """As a table foot tells it."""
-        return (
-            f"fast path {'on' if self.fast_path else 'off'}, {self.threads} thread{'s' * (self.threads > 1)}"
-        )
+        return f"fast path {'on' if self.fast_path else 'off'}, {self.threads} thread{'s' * (self.threads > 1)}"
 
 
 @dataclass(frozen=True)

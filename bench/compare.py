@@ -63,9 +63,7 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         parse_word(Part, self.part, "part of the reference")
-        require(
-            self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "200 is the default"
-        )
+        require(self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "200 is the default")
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "1 is the default")
         require(self.steps >= 2, "steps must be at least 2", self.steps, "1000 is the default")
         limit = self.max_sw_loss
@@ -210,9 +208,7 @@ def _rows(
 
 def _figures(quality: Quality, level: Quality) -> dict[str, Any]:
     """The quality columns of a row."""
-    figures: dict[str, Any] = {
-        name: getattr(quality, name) for name in ("num_samples", "num_diverged", "num_left_out")
-    }
+    figures: dict[str, Any] = {name: getattr(quality, name) for name in ("num_samples", "num_diverged", "num_left_out")}
     for domain in ("time", "frequency"):
         distance, least = getattr(quality, domain), getattr(level, domain)
         figures |= {

@@ -44,9 +44,7 @@ class RaceOptions:
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "rounds must be at least 1", self.rounds, "5 is the default")
         require(self.warmups >= 0, "warmups must not be negative", self.warmups, "1 is the default")
-        require(
-            self.limit_s > 0, "limit_s must be above 0", self.limit_s, "leave it out for whole trajectories"
-        )
+        require(self.limit_s > 0, "limit_s must be above 0", self.limit_s, "leave it out for whole trajectories")
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,7 @@ def draw_series(real: Series, generated: Series, path: Path, *, num: int = 5, se
     generator = np.random.default_rng(seed)
     with _figure(path, (8.0, 7.0)) as figure:
         panels = figure.subplots(num, 2, sharex=True, sharey=True, squeeze=False)
-        for column, (name, series, colour) in enumerate(
-            (("Real", real, BLACK), ("Generated", generated, BLUE))
-        ):
+        for column, (name, series, colour) in enumerate((("Real", real, BLACK), ("Generated", generated, BLUE))):
             finite = series[np.isfinite(series).all(axis=(1, 2))]
             chosen = generator.choice(len(finite), size=min(num, len(finite)), replace=False)
             for panel, index in zip(panels[:, column], chosen, strict=False):

@@ -40,9 +40,7 @@ class QualityOptions:
 
     num_directions: int = 1000
     num_resamples: int = 200
-    interval_directions: int = (
-        128  # the scatter over samples is common to directions: a part of them shows it
-    )
+    interval_directions: int = 128  # the scatter over samples is common to directions: a part of them shows it
     level: float = 0.95
     diverged_above: float = 10.0  # times the largest RMS of a reference series
     seed: int = 0
@@ -56,9 +54,7 @@ class QualityOptions:
                 "keep the default",
             )
         require(0 < self.level < 1, "level must lie between 0 and 1", self.level, "the usual value is 0.95")
-        require(
-            self.diverged_above > 1, "diverged_above must exceed 1", self.diverged_above, "10 is the default"
-        )
+        require(self.diverged_above > 1, "diverged_above must exceed 1", self.diverged_above, "10 is the default")
 
 
 @dataclass(frozen=True)

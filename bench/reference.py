@@ -46,9 +46,7 @@ class Reference:
                 "give more real series",
             )
             num_bad = int((~np.isfinite(values)).sum())
-            require(
-                num_bad == 0, f"{name} series must be finite", f"{num_bad} values that are not", "clean them"
-            )
+            require(num_bad == 0, f"{name} series must be finite", f"{num_bad} values that are not", "clean them")
         shapes = list(self.series.shape[1:]), list(self.held_out.shape[1:])
         require(
             shapes[0] == shapes[1],

@@ -58,8 +58,7 @@ def notes_of(record: Record) -> list[str]:
         f"{network['num_layers']} layers of width {network['d_model']}; {options['solver']}, "
         f"batch {options['batch_size']}, median of {options['race']['rounds']} interleaved rounds; "
         f"quality on {options['num_samples']} samples against the {options['part']} series.",
-        f"{machine.cpu}, {machine.num_usable_cores} cores, load {machine.load_average} before; "
-        f"{libraries}{torch}.",
+        f"{machine.cpu}, {machine.num_usable_cores} cores, load {machine.load_average} before; {libraries}{torch}.",
         f"SW: sliced Wasserstein-2 in data units, ± half its {options['quality']['level']:.0%} interval over "
         "samples. Paired error: median RMS between the same samples in data std, uncached against PyTorch "
         "and E2-CRF against uncached.",

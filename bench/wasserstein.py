@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
+# First words of the seeds here, so that data drawn by `default_rng(0)` are not the directions they are seen along.
+_DIRECTIONS, _RESAMPLES = 0xD1BEC7, 0x4E5A3B
 _BLOCK = 64  # directions that are sorted at once: 5 MB for 10,000 points
 
 
@@ -42,7 +44,7 @@ def quantile_coupling(n: int, m: int) -> Coupling:
 
 def random_directions(num_directions: int, dim: int, seed: int) -> NDArray[np.float64]:
     """Unit vectors [num_directions, dim], uniform on the sphere."""
-    vectors = np.random.default_rng(seed).standard_normal((num_directions, dim))
+    vectors = np.random.default_rng((_DIRECTIONS, seed)).standard_normal((num_directions, dim))
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
@@ -74,9 +76,7 @@ def sliced_distances(x: Array, y: Array, directions: Array) -> NDArray[np.float6
 def marginal_distances(x: Array, y: Array) -> NDArray[np.float64]:
     """W2 between x [n, dim] and y [m, dim] in each coordinate: [dim]."""
     columns, others = x.T.astype(np.float64), y.T.astype(np.float64)
-    parts = [
-        distances_of_rows(np.sort(columns[rows]), np.sort(others[rows])) for rows in _blocks(len(columns))
-    ]
+    parts = [distances_of_rows(np.sort(columns[rows]), np.sort(others[rows])) for rows in _blocks(len(columns))]
     return np.concatenate(parts)
 
 
@@ -90,16 +90,18 @@ def root_of_mean(distances: Array) -> float:
     return float(np.sqrt(np.mean(np.square(distances))))
 
 
-def resampled_means(
-    x: Array, y: Array, directions: Array, num_resamples: int, seed: int
-) -> NDArray[np.float64]:
+def resamples(n: int, num_resamples: int, seed: int) -> NDArray[np.int64]:
+    """Indices of n points drawn with replacement, [num_resamples, n]; fixed by the arguments."""
+    return np.random.default_rng((_RESAMPLES, seed)).integers(n, size=(num_resamples, n))
+
+
+def resampled_means(x: Array, y: Array, directions: Array, num_resamples: int, seed: int) -> NDArray[np.float64]:
     """`mean_of_roots` for each of `num_resamples` draws of n points of x [n, dim] with replacement: [R].
 
     The draws depend on the seed and on n alone: two sets of samples made from the same noise are thus
     resampled together, and their replicates may be subtracted one from the other.
     """
-    generator = np.random.default_rng(seed)
-    draws = [generator.integers(len(x), size=len(x)) for _ in range(num_resamples)]
+    draws = resamples(len(x), num_resamples, seed)
     totals = np.zeros(num_resamples)
     for rows in _blocks(len(directions)):
         seen, others = project(x, directions[rows]), np.sort(project(y, directions[rows]))

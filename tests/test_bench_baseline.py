@@ -99,9 +99,7 @@ def test_the_baseline_is_the_network_as_trained(checkpoint: Checkpoint, manifest
     with torch.inference_mode():
         expected = checkpoint.network(torch.from_numpy(z), torch.from_numpy(t)).numpy()
     with baseline(checkpoint, manifest, 3) as plain:
-        assert_allclose(
-            plain.model.score(z, t), expected, rtol=1e-4, atol=1e-5
-        )  # the fast path reorders sums
+        assert_allclose(plain.model.score(z, t), expected, rtol=1e-4, atol=1e-5)  # the fast path reorders sums
 
 
 def test_another_checkpoint_than_the_bundles_is_an_error(checkpoint: Checkpoint, manifest: Manifest) -> None:
@@ -113,9 +111,7 @@ def test_another_checkpoint_than_the_bundles_is_an_error(checkpoint: Checkpoint,
 def test_pytorch_leads_the_table_and_agrees_with_onnx_runtime(
     checkpoint: Checkpoint, bundle: Path, tmp_path: Path
 ) -> None:
-    np.save(
-        tmp_path / "real.npy", np.random.default_rng(0).standard_normal((80, NUM_TOKENS)).astype(np.float32)
-    )
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).standard_normal((80, NUM_TOKENS)).astype(np.float32))
     options = CompareOptions(
         bundle=bundle,
         reference=tmp_path / "real.npy",

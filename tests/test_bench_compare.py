@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gaussian_bundle import real_series, write_gaussian_bundle
 
-from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compare, failures_of
+from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compare
 from bench.contenders import fewer_steps
 from bench.gate import failures_of
 from bench.latency import RaceOptions
@@ -184,8 +184,6 @@ def test_all_pictures_are_written(found: Comparison, tmp_path: Path) -> None:
     "change",
     [{"num_samples": 1}, {"batch_size": 0}, {"steps": 1}, {"max_sw_loss": -0.1}, {"part": "validation"}],
 )
-def test_options_that_cannot_be_meant_are_an_error(
-    gaussian: CompareOptions, change: dict[str, object]
-) -> None:
+def test_options_that_cannot_be_meant_are_an_error(gaussian: CompareOptions, change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"found|the known ones are test, train"):
         replace(gaussian, **change)  # type: ignore[arg-type]

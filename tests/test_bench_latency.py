@@ -57,9 +57,7 @@ def test_times_are_per_sample_and_speed_is_against_the_first() -> None:
 def test_drift_of_the_machine_falls_out_of_the_speedup() -> None:
     clock = Clock()
     speeds = [1.0] * 2 + list(np.repeat([1.0, 1.7, 0.8, 2.5, 1.2], 2))  # by turn: warm-up, then five rounds
-    first, second = race(
-        [clock.rival("a", 0.02), clock.rival("b", 0.01)], clock=clock, on_turn=drifting(clock, speeds)
-    )
+    first, second = race([clock.rival("a", 0.02), clock.rival("b", 0.01)], clock=clock, on_turn=drifting(clock, speeds))
     assert second.speedup == pytest.approx(2.0)
     assert first.p90_ms > 1.5 * first.median_ms
 
@@ -68,9 +66,7 @@ def test_one_disturbed_round_does_not_move_the_median() -> None:
     clock = Clock()
     speeds = [1.0] * 12
     speeds[5] = 50.0
-    timings = race(
-        [clock.rival("a", 0.02), clock.rival("b", 0.01)], clock=clock, on_turn=drifting(clock, speeds)
-    )
+    timings = race([clock.rival("a", 0.02), clock.rival("b", 0.01)], clock=clock, on_turn=drifting(clock, speeds))
     assert [timing.median_ms for timing in timings] == [pytest.approx(2000), pytest.approx(1000)]
     assert timings[1].speedup == pytest.approx(2.0)
 

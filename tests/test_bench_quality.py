@@ -20,8 +20,7 @@ def waves(n: int, seed: int, num_channels: int = 1) -> np.ndarray:
     generator = np.random.default_rng(seed)
     time = np.arange(24)[None, :, None] / 24
     parts = [
-        generator.standard_normal((n, 1, num_channels))
-        * np.cos(2 * np.pi * (k * time + generator.random((n, 1, 1))))
+        generator.standard_normal((n, 1, num_channels)) * np.cos(2 * np.pi * (k * time + generator.random((n, 1, 1))))
         for k in (1, 2, 3)
     ]
     return (sum(parts) + 0.1 * generator.standard_normal((n, 24, num_channels))).astype(np.float32)
@@ -127,9 +126,7 @@ def test_a_small_channel_that_diverges_is_seen_beside_a_large_one() -> None:
         (np.full((5, 24, 1), np.nan), r"at least 2 of the 5 samples must be finite, found 0; this model"),
     ],
 )
-def test_samples_that_cannot_be_judged_are_an_error(
-    reference: Reference, samples: np.ndarray, message: str
-) -> None:
+def test_samples_that_cannot_be_judged_are_an_error(reference: Reference, samples: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         judge(samples, reference, QUICK)
 

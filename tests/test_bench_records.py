@@ -41,9 +41,7 @@ def test_numbers_that_are_not_finite_are_null(record: Record) -> None:
     assert row["paired_error"] is row["sw_time"] is None
 
 
-def test_a_failed_write_leaves_the_old_file(
-    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bench.json"
     write_records(path, [record])
 

@@ -12,6 +12,7 @@ from bench.wasserstein import (
     quantile_coupling,
     random_directions,
     resampled_means,
+    resamples,
     root_of_mean,
     sliced_distances,
 )
@@ -26,9 +27,7 @@ def normal(n: int, dim: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 7), (30, 30), (30, 12), (31, 12), (7, 100)])
 def test_each_direction_equals_the_exact_transport_of_pot(n: int, m: int) -> None:
     x, y, directions = normal(n, 5), normal(m, 5, 1) + 0.3, random_directions(70, 5, 2)
-    oracle = [
-        np.sqrt(ot.emd2_1d(a, b)) for a, b in zip(project(x, directions), project(y, directions), strict=True)
-    ]
+    oracle = [np.sqrt(ot.emd2_1d(a, b)) for a, b in zip(project(x, directions), project(y, directions), strict=True)]
     assert_allclose(sliced_distances(x, y, directions), oracle, rtol=ROUNDING)
 
 
@@ -77,9 +76,7 @@ def test_a_rotation_of_data_and_directions_changes_nothing() -> None:
 def test_order_of_points_is_irrelevant_and_the_distance_to_oneself_is_zero() -> None:
     x, y, directions = normal(50, 3), normal(40, 3, 1), random_directions(10, 3, 2)
     shuffled = np.random.default_rng(5).permutation(x)
-    assert_allclose(
-        sliced_distances(shuffled, y, directions), sliced_distances(x, y, directions), rtol=ROUNDING
-    )
+    assert_allclose(sliced_distances(shuffled, y, directions), sliced_distances(x, y, directions), rtol=ROUNDING)
     assert_allclose(sliced_distances(x, x, directions), 0.0, atol=1e-12)
     assert_allclose(sliced_distances(x, y, directions), sliced_distances(y, x, directions), rtol=ROUNDING)
 
@@ -91,10 +88,13 @@ def test_directions_are_unit_vectors_fixed_by_the_seed() -> None:
     assert not np.array_equal(directions, random_directions(20, 7, 4))
 
 
+def test_data_drawn_with_the_same_seed_are_not_the_directions() -> None:
+    # Seen along itself, a point of 50 dimensions stands out by 7 standard deviations.
+    x, directions = normal(200, 50, seed=0), random_directions(20, 50, seed=0)
+    assert np.abs(x @ directions.T).max() < 5.5
+
+
 def test_replicates_are_the_distances_of_resampled_points() -> None:
     x, y, directions = normal(30, 4), normal(20, 4, 1), random_directions(70, 4, 2)
-    draws = np.random.default_rng(9)
-    oracle = [
-        mean_of_roots(sliced_distances(x[draws.integers(30, size=30)], y, directions)) for _ in range(5)
-    ]
+    oracle = [mean_of_roots(sliced_distances(x[draw], y, directions)) for draw in resamples(30, 5, seed=9)]
     assert_allclose(resampled_means(x, y, directions, 5, seed=9), oracle, rtol=ROUNDING)
