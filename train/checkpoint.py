@@ -1,9 +1,10 @@
 """The contract between train and export: what a checkpoint says about the model in it.
 
-A checkpoint is Lightning's, readable with `torch.load(path, weights_only=True)`, with two promises on top. Its
-`state_dict` holds the network alone under upstream's names (`backbone.layers.0.self_attn.in_proj_weight`, no
-prefix), averaged if the run averages. And its key `e2crf` holds `ModelFacts.to_dict()`: plain words, numbers
-and two tensors, everything needed to rebuild the network and to turn its samples into data.
+A checkpoint is Lightning's, readable with `torch.load(path, weights_only=True)`, with two promises on top.
+Its `state_dict` holds the network alone under upstream's names
+(`backbone.layers.0.self_attn.in_proj_weight`, no prefix), averaged if the run averages. And its key `e2crf`
+holds `ModelFacts.to_dict()`: plain words, numbers and two tensors, everything needed to rebuild the network
+and to turn its samples into data.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """The configuration: Hydra composes it from `train/conf`, and records with types check it.
 
-Hydra knows which words and keys exist; the records know what their values may be, so that `batch_size=abc`, an
-added `+foo=1` or `lr_max=-1` ends in a sentence and not somewhere in Lightning. `kind` in a group's file says
-which record the group becomes: the place to add a data set (`train.datasets.DATASETS`), a process or a backbone.
+Hydra knows which words and keys exist; the records know what their values may be, so that `batch_size=abc`,
+an added `+foo=1` or `lr_max=-1` ends in a sentence and not somewhere in Lightning. `kind` in a group's file
+says which record the group becomes: that table is where a data set, a process or a backbone is added.
 """
 
 import re
@@ -69,6 +69,8 @@ class TransformerOptions:
 
     def __post_init__(self) -> None:
         self.network(1, 1)  # refuses impossible shapes before any data is read
+        if not 0 < self.lr_max < float("inf"):
+            raise ValueError(f"lr_max must be a positive number, found {self.lr_max}; the usual value is 0.001")
 
     def network(self, num_tokens: int, num_channels: int) -> NetworkOptions:
         """The network for data of this shape."""
@@ -92,8 +94,11 @@ class TrainerOptions:
 
     def __post_init__(self) -> None:
         if self.max_epochs < 1:
+            raise ValueError(f"max_epochs must be at least 1, found {self.max_epochs}; choose a larger number")
+        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
             raise ValueError(
-                f"max_epochs must be at least 1, found {self.max_epochs}; choose a larger number"
+                f"gradient_clip_val must be positive, or null for no clipping, found {self.gradient_clip_val}; "
+                "the usual value is 1.0"
             )
 
 
@@ -110,13 +115,14 @@ class RunOptions:
     resume: bool
 
     def __post_init__(self) -> None:
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must lie between 0 and 1, or be null, found {self.ema}; the usual value is 0.999")
         if not 0 <= self.random_seed < 2**32:
-            raise ValueError(
-                f"random_seed must lie in 0 .. 2^32 - 1, found {self.random_seed}; choose another"
-            )
+            raise ValueError(f"random_seed must lie in 0 .. 2^32 - 1, found {self.random_seed}; choose another")
         if self.run_id is not None and not re.fullmatch(r"\w[\w.-]*", self.run_id):
             raise ValueError(
-                f"run_id names a folder: letters, digits, '.', '_' and '-', found {self.run_id!r}; choose another"
+                "run_id names a folder and may hold letters, digits, '.', '_' and '-', "
+                f"found {self.run_id!r}; choose another"
             )
 
 
@@ -142,7 +148,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """The config of `train/conf` under Hydra overrides such as `datamodule=ucr`, resolved."""
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", list(overrides))
+            config: DictConfig = compose("train", list(overrides))
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error)) from error
@@ -159,9 +165,7 @@ def options_from_config(config: DictConfig) -> TrainOptions:
             run=_record(RunOptions, run, ""),
             dataset=_record_of_kind(DATASETS, datamodule, "datamodule."),
             score_model=_record_of_kind(SCORE_MODELS, score_model, "score_model."),
-            noise_scheduler=_record_of_kind(
-                NOISE_SCHEDULERS, noise_scheduler, "score_model.noise_scheduler."
-            ),
+            noise_scheduler=_record_of_kind(NOISE_SCHEDULERS, noise_scheduler, "score_model.noise_scheduler."),
             trainer=_record(TrainerOptions, trainer, "trainer."),
         )
     except ValueError as error:  # from the records' own checks
@@ -170,9 +174,7 @@ def options_from_config(config: DictConfig) -> TrainOptions:
 
 def _record_of_kind(kinds: Mapping[str, type[Record]], values: dict[str, Any], where: str) -> Record:
     if values["kind"] not in kinds:
-        raise ConfigError(
-            f"{where}kind must be one of {', '.join(kinds)}, found {values['kind']!r}; leave it alone"
-        )
+        raise ConfigError(f"{where}kind must be one of {', '.join(kinds)}, found {values['kind']!r}; leave it alone")
     return _record(kinds[values["kind"]], values, where)
 
 
@@ -180,7 +182,8 @@ def _record(kind: type[Record], values: dict[str, Any], where: str) -> Record:
     try:
         record = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}{error.full_key}: {error.msg}; correct or remove it") from error
+        problem = str(error).splitlines()[0]
+        raise ConfigError(f"{where}{error.full_key}: {problem}; correct or remove it") from error
     assert isinstance(record, kind)
     return record
 
@@ -188,8 +191,8 @@ def _record(kind: type[Record], values: dict[str, Any], where: str) -> Record:
 def resumed_config(overrides: Sequence[str], stored: DictConfig) -> DictConfig:
     """The stored config of a run that is to be continued.
 
-    The `trainer` settings and the place of the data may be changed; anything else that the overrides name must
-    agree with the run as it was started.
+    The `trainer` settings and the place of the data may be changed; anything else that the overrides name
+    must agree with the run as it was started.
     """
     given, resumed = compose_config(overrides), stored.copy()
     for override in OverridesParser.create().parse_overrides(list(overrides)):

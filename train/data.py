@@ -1,9 +1,9 @@
 """From series to what the network sees: the domain, the standardisation, and batches in a known order.
 
-`z = (tokens - mean) / std` per (token, channel), with mean and unbiased std over the training set. A token that
-is constant in training has std 0 on record and z = 0: the network learns that there is nothing to say, and
-`tokens = mean + std z` gives the constant back. "Constant" means that it varies by less than float32 resolves
-at the size of its channel, because a spectrum is computed and an exact zero comes out as 1e-9.
+`z = (tokens - mean) / std` per (token, channel), with mean and unbiased std over the training set. A token
+that is constant in training has std 0 on record and z = 0: the network learns that there is nothing to say,
+and `tokens = mean + std z` gives the constant back. "Constant" means that it varies by less than float32
+resolves at the size of its channel, because a spectrum is computed and an exact zero comes out as 1e-9.
 """
 
 from collections.abc import Iterator
@@ -35,12 +35,12 @@ class Tokens:
     @property
     def num_tokens(self) -> int:
         """N, the length of a series."""
-        return self.train.shape[1]
+        return len(self.mean)
 
     @property
     def num_channels(self) -> int:
         """C."""
-        return self.train.shape[2]
+        return len(self.mean[0])
 
 
 def tokens_from_series(series: Series, *, fourier_transform: bool, standardize: bool) -> Tokens:
@@ -50,8 +50,7 @@ def tokens_from_series(series: Series, *, fourier_transform: bool, standardize: 
             f"training needs at least 2 train and 2 test series, found {len(series.train)} and "
             f"{len(series.test)}; use a larger data set"
         )
-    to_domain = fourier.dft if fourier_transform else np.asarray
-    train, test = (to_domain(x.astype(np.float64)) for x in (series.train, series.test))
+    train, test = (_to_domain(x.astype(np.float64), fourier_transform) for x in (series.train, series.test))
     shape = train.shape[1:]
     mean, std = (train.mean(0), _std(train)) if standardize else (np.zeros(shape), np.ones(shape))
     inverse = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
@@ -60,13 +59,15 @@ def tokens_from_series(series: Series, *, fourier_transform: bool, standardize: 
         test=((test - mean) * inverse).astype(np.float32),
         mean=mean.astype(np.float32),
         std=std.astype(np.float32),
-        noise_shape=(fourier.noise_shape(shape[0]) if fourier_transform else np.ones(shape[0])).astype(
-            np.float32
-        ),
+        noise_shape=(fourier.noise_shape(shape[0]) if fourier_transform else np.ones(shape[0])).astype(np.float32),
     )
 
 
-def _std(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+def _to_domain(x: NDArray[np.floating], fourier_transform: bool) -> NDArray[np.floating]:
+    return fourier.dft(x) if fourier_transform else x
+
+
+def _std(tokens: NDArray[np.floating]) -> NDArray[np.floating]:
     """Unbiased standard deviation [N, C], 0 where it is below the resolution of float32 data."""
     std = tokens.std(axis=0, ddof=1)
     resolution = np.finfo(np.float32).eps * np.sqrt((tokens**2).mean(axis=(0, 1)))  # [C]
@@ -74,7 +75,7 @@ def _std(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class EpochOrder(Sampler[int]):
-    """A shuffle that depends on (seed, epoch) alone, so that a resumed run sees the batches it would have seen."""
+    """A shuffle that depends on (seed, epoch) alone: a resumed run sees the batches it would have seen."""
 
     def __init__(self, num: int, seed: int) -> None:
         self.num, self.seed, self.epoch = num, seed, 0

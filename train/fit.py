@@ -1,25 +1,29 @@
 """Lightning's part of a run: the trainer, its callbacks and logger, and its many words turned off.
 
-Two checkpoints are kept at the end of every epoch: the best by validation loss, and `last.ckpt` to resume from
-(a `save_last` of one `ModelCheckpoint` would only follow the best). An interrupted epoch is repeated on resume.
+Two checkpoints are kept at the end of every epoch: the best by validation loss, and `last.ckpt` to resume
+from (`save_last` of a single `ModelCheckpoint` would only follow the best). Resuming repeats an epoch that
+was interrupted, from its start.
 """
 
 import csv
 import logging
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from train.averaging import WarmedUpEMA
 from train.config import TrainOptions
 from train.data import Tokens, test_batches, train_batches
+from train.errors import ConfigError
 from train.folder import RunFolder
 from train.module import ScoreModule
 
@@ -32,10 +36,8 @@ CHATTER = (  # hints that do not apply: the data is in memory, the folder is our
 )
 
 
-def fit(
-    module: ScoreModule, tokens: Tokens, options: TrainOptions, folder: RunFolder, *, epochs_done: int
-) -> Path:
-    """Train to the end and return the best checkpoint; with `epochs_done`, from `last.ckpt` on."""
+def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
+    """The trainer of a run; nothing is written yet, but an impossible device is refused."""
     best = ModelCheckpoint(
         folder.checkpoints,
         filename="epoch={epoch:03d}-val_loss={val/loss:.3e}",
@@ -43,70 +45,63 @@ def fit(
         auto_insert_metric_name=False,
         save_on_train_epoch_end=True,
     )
-    with quiet_lightning():
-        trainer = _trainer(options, folder, best, epochs_done)
-        _run(
-            trainer,
-            module,
-            tokens,
-            options,
-            folder.last if epochs_done else None,
-        )
-    return folder.checkpoints / Path(best.best_model_path).name
-
-
-def _trainer(options: TrainOptions, folder: RunFolder, best: ModelCheckpoint, epochs_done: int) -> Trainer:
     last = ModelCheckpoint(
         folder.checkpoints,
         filename=folder.last.stem,
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    callbacks: list[Callback] = [LearningRateMonitor(logging_interval="epoch"), best, last]
+    callbacks: list[Callback] = [best, last]  # in this order: last.ckpt remembers which one is the best
     if options.run.ema is not None:
         callbacks.append(WarmedUpEMA(options.run.ema))
     if on_terminal := sys.stdout.isatty():
         callbacks.append(RichProgressBar())
-    return Trainer(
-        accelerator=options.trainer.accelerator,
-        devices=1,
-        max_epochs=options.trainer.max_epochs,
-        gradient_clip_val=options.trainer.gradient_clip_val,
-        logger=_metrics_log(folder, epochs_done),
-        callbacks=callbacks,
-        enable_progress_bar=on_terminal,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    try:
+        with quiet_lightning():
+            return Trainer(
+                accelerator=options.trainer.accelerator,
+                devices=1,
+                max_epochs=options.trainer.max_epochs,
+                gradient_clip_val=options.trainer.gradient_clip_val,
+                logger=CSVLogger(folder.path.parent, "", folder.run_id, flush_logs_every_n_steps=1),
+                callbacks=callbacks,
+                enable_progress_bar=on_terminal,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+    except (MisconfigurationException, ValueError) as error:  # no such device, or no such word
+        raise ConfigError(
+            f"trainer.accelerator={options.trainer.accelerator} cannot be used, Lightning says: {error} "
+            "Leave it at auto"
+        ) from error
 
 
-def _metrics_log(folder: RunFolder, epochs_done: int) -> CSVLogger:
-    """A log of one row per epoch, which keeps the rows of the epochs that are done."""
+def fit(
+    trainer: Trainer, module: ScoreModule, tokens: Tokens, batch_size: int, folder: RunFolder, epochs_done: int
+) -> Path:
+    """Train to the end and return the best checkpoint; with `epochs_done`, from `last.ckpt` on.
+
+    Ctrl-C raises KeyboardInterrupt, after Lightning has closed its files.
+    """
+    with quiet_lightning(), ctrl_c():
+        _keep_metrics(trainer.logger, folder, epochs_done)
+        trainer.fit(
+            module,
+            train_batches(tokens, batch_size, module.seed),
+            test_batches(tokens, batch_size),
+            ckpt_path=folder.last if epochs_done else None,
+            weights_only=True,
+        )
+    return folder.checkpoints / Path(trainer.checkpoint_callback.best_model_path).name
+
+
+def _keep_metrics(logger: CSVLogger, folder: RunFolder, epochs_done: int) -> None:
+    """Hand the rows of the epochs that are done to the logger, which starts by deleting the file."""
     rows: list[dict[str, str]] = []
     if folder.metrics.is_file():
         with folder.metrics.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if float(row.get("epoch") or 0) < epochs_done]
-    logger = CSVLogger(folder.path.parent, name="", version=folder.run_id, flush_logs_every_n_steps=1)
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epochs_done]
     logger.experiment.metrics.extend(rows)
-    return logger
-
-
-def _run(
-    trainer: Trainer, module: ScoreModule, tokens: Tokens, options: TrainOptions, checkpoint: Path | None
-) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    batch_size = options.dataset.batch_size
-    try:
-        trainer.fit(
-            module,
-            train_batches(tokens, batch_size, options.run.random_seed),
-            test_batches(tokens, batch_size),
-            ckpt_path=checkpoint,
-            weights_only=True,
-        )
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has turned the signal off
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from stop
 
 
 @contextmanager
@@ -124,3 +119,16 @@ def quiet_lightning() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Make Ctrl-C a KeyboardInterrupt again: Lightning answers it by SystemExit and turns the signal off."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)

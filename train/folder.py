@@ -5,7 +5,7 @@
                             metrics.csv          losses and learning rate by epoch
                             checkpoints/         the best checkpoint by validation loss, and last.ckpt
 
-A folder belongs to one run. It is made when training starts, never overwritten, and continued by `resume=true`.
+A folder belongs to one run: made when training starts, never overwritten, continued by `resume=true`.
 """
 
 import os

@@ -33,12 +33,6 @@ class Optimisation:
     warmup: float = 0.1  # share of the steps
     weighting: Weighting = Weighting.INVERSE_TRACE
 
-    def __post_init__(self) -> None:
-        if not 0 < self.lr_max < math.inf:
-            raise ValueError(
-                f"lr_max must be a positive number, found {self.lr_max}; the usual value is 0.001"
-            )
-
 
 def cosine_with_warmup(num_steps: int, warmup: float) -> Callable[[int], float]:
     """Learning rate by step, as a share of its maximum: linear from 0, then half a cosine back to 0."""
@@ -53,7 +47,7 @@ def cosine_with_warmup(num_steps: int, warmup: float) -> Callable[[int], float]:
     return share
 
 
-class ScoreModule(LightningModule):
+class ScoreModule(LightningModule):  # type: ignore[misc]  # mypy takes Lightning's classes for Any
     """Fits a network to the score of noisy tokens."""
 
     noise_shape: Tensor
@@ -82,11 +76,13 @@ class ScoreModule(LightningModule):
         """The loss of one batch under the times and noise that belong to it."""
         clean = batch[0]
         generator = torch.Generator().manual_seed(batch_idx)
-        loss = self._loss(
-            clean, draw_times(len(clean), generator), torch.randn(clean.shape, generator=generator)
-        )
+        loss = self._loss(clean, draw_times(len(clean), generator), torch.randn(clean.shape, generator=generator))
         self._require_finite(loss)
         self.log("val/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(clean))
+
+    def on_train_epoch_end(self) -> None:
+        """Log the learning rate beside the loss."""
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def _loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return score_matching_loss(
@@ -111,9 +107,7 @@ class ScoreModule(LightningModule):
         optimizer = torch.optim.AdamW(
             (p for p in self.network.parameters() if p.requires_grad), lr=self.optimisation.lr_max
         )
-        schedule = LambdaLR(
-            optimizer, cosine_with_warmup(self.optimisation.num_steps, self.optimisation.warmup)
-        )
+        schedule = LambdaLR(optimizer, cosine_with_warmup(self.optimisation.num_steps, self.optimisation.warmup))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},

@@ -1,8 +1,8 @@
 """The score networks, with the parameter names of FourierDiffusion (`fdiff.models`).
 
-A network maps noisy tokens and a time to the score of the noisy distribution, `(z[B, N, C], t[B]) -> [B, N, C]`,
-in the standardised domain it was trained in. Training, export and the PyTorch baseline all use these modules;
-a state dict of an upstream transformer loads into `TransformerScore` as it is.
+A network maps noisy tokens and a time to the score of the noisy distribution, `(z[B, N, C], t[B]) ->
+[B, N, C]`, in the standardised domain it was trained in. Training, export and the PyTorch baseline all use
+these modules; a state dict of an upstream transformer loads into `TransformerScore` as it is.
 """
 
 import math
@@ -27,9 +27,7 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         for name in ("num_tokens", "num_channels", "d_model", "num_heads", "num_layers", "d_ff"):
             if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, found {getattr(self, name)}; set it in the config"
-                )
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}; set it in the config")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model must be a multiple of num_heads, found {self.d_model} and {self.num_heads}; "
@@ -53,7 +51,8 @@ class PositionalEncoding(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden [B, N, D] plus the embedding of each position."""
         position = torch.arange(hidden.shape[1], device=hidden.device)
-        return hidden + self.embedding(position)
+        encoded: Tensor = hidden + self.embedding(position)
+        return encoded
 
 
 class GaussianFourierProjection(nn.Module):

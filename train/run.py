@@ -1,4 +1,8 @@
-"""One training run, from overrides to the best checkpoint: `train` for programs, `main` for the command line."""
+"""One training run, from overrides to the best checkpoint.
+
+`train` is for programs, `main` for the command line; the rest of the room is called from here, in the order
+in which a run happens: config, folder, data, network, fit.
+"""
 
 import os
 import sys
@@ -13,7 +17,7 @@ from train.checkpoint import KEY, ModelFacts, is_same
 from train.config import TrainOptions, compose_config, options_from_config, resumed_config
 from train.data import Tokens, tokens_from_series
 from train.errors import DataError, InterruptedRun, RunError, TrainError
-from train.fit import fit
+from train.fit import fit, trainer_from_options
 from train.folder import RunFolder, new_run_id
 from train.module import Optimisation, ScoreModule
 
@@ -38,15 +42,13 @@ def train(overrides: Sequence[str] = ()) -> Path:
     )
     facts = _facts(options, tokens, folder.run_id)
     epochs_done = _epochs_done(folder, facts)
+    module = _module(options, tokens, facts)
+    trainer = trainer_from_options(options, folder)
     folder.write(config, series)
     try:
-        return fit(_module(options, tokens, facts), tokens, options, folder, epochs_done=epochs_done)
+        return fit(trainer, module, tokens, options.dataset.batch_size, folder, epochs_done)
     except KeyboardInterrupt as stop:
-        kept = (
-            f"{folder.last} holds the last finished epoch"
-            if folder.last.is_file()
-            else "no epoch was finished"
-        )
+        kept = f"{folder.last} holds the last finished epoch" if folder.last.is_file() else "no epoch was finished"
         raise InterruptedRun(
             f"training was interrupted; {kept}; continue with run_id={folder.run_id} resume=true"
         ) from stop

@@ -1,8 +1,8 @@
 """ECG heartbeats: the Kaggle data set `shayanfazeli/heartbeat` (MIT-BIH beats; Kachuee et al. 2018).
 
 Two CSV files, `mitbih_train.csv` and `mitbih_test.csv`, one beat per row: 187 values at 125 Hz, zero-padded
-and scaled to [0, 1], then the class label, which is not used here. The files have no header. (FourierDiffusion
-reads the first beat of each file as a header and loses it; here all 87,554 and 21,892 beats are kept.)
+and scaled to [0, 1], then the class label, which is not used here. The files have no header.
+(FourierDiffusion reads the first beat of each file as a header; here all 87,554 and 21,892 are kept.)
 """
 
 import csv

@@ -23,9 +23,7 @@ class Synthetic(Dataset):
         super().__post_init__()
         for name in ("max_len", "num_samples"):
             if getattr(self, name) < 2:
-                raise ValueError(
-                    f"{name} must be at least 2, found {getattr(self, name)}; choose a larger one"
-                )
+                raise ValueError(f"{name} must be at least 2, found {getattr(self, name)}; choose a larger one")
 
     def read(self) -> Series:
         """Series [num_samples, max_len, 1], twice."""

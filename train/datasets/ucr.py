@@ -1,8 +1,8 @@
 """Any set of the UCR and UEA archives by its name, read by aeon, with the archive's own train and test split.
 
 aeon ships GunPoint (150 steps) and BasicMotions (100 steps, 6 channels) among others: these need no network.
-A set is looked for in `data_dir/ucr/<name>/` first, then among those aeon ships or has downloaded before; what
-is in neither place aeon downloads from zenodo.org into its own cache.
+A set is looked for in `data_dir/ucr/<name>/` first, then among those aeon ships or has downloaded before;
+what is in neither place aeon downloads from zenodo.org into its own cache.
 """
 
 from dataclasses import dataclass
@@ -36,8 +36,9 @@ class Ucr(Dataset):
         if isinstance(series, list):
             lengths = {values.shape[-1] for values in series}
             raise DataError(
-                f"{self.label} ({split}) must have series of one length, found {min(lengths)} to {max(lengths)} "
-                f"steps; try its equal-length form datamodule.name={self.name}_eq, or another set"
+                f"{self.label} ({split}) must have series of one length, found {min(lengths)} to "
+                f"{max(lengths)} steps; try its equal-length form datamodule.name={self.name}_eq, "
+                "or another set"
             )
         if np.isnan(series).any():
             raise DataError(
@@ -59,6 +60,7 @@ class Ucr(Dataset):
         except Exception as error:  # aeon raises many kinds, from its parser, the network and the file system
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
-                f"{self.label} ({split}) cannot be read: aeon says {reason:.200}; check the name, or the network, "
-                f"or put {self.name}_TRAIN.ts and {self.name}_TEST.ts into {folder / base_name}"
+                f"{self.label} ({split}) cannot be read, aeon says: {reason:.200}; "
+                f"check the name and the network, or put {self.name}_TRAIN.ts and {self.name}_TEST.ts "
+                f"into {folder / base_name}"
             ) from error
