@@ -27,6 +27,8 @@ SCHEMA = 1
 class CheckpointError(Exception):
     """A checkpoint is missing, unreadable, of another kind, or holds unusable weights."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -67,6 +69,11 @@ def best_of(run: Path) -> Path:
     files = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     scored = [(loss, file) for file in files if (loss := _loss_in(file.stem)) is not None]
     return min(scored, key=lambda pair: pair[0])[1] if scored else files[-1]
+
+
+def run_folder(checkpoint: Checkpoint) -> Path:
+    """The folder of the run a checkpoint lies in: `<run>/checkpoints/<file>.ckpt`."""
+    return checkpoint.path.parent.parent
 
 
 def _loss_in(stem: str) -> float | None:

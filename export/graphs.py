@@ -193,7 +193,10 @@ def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
     Inputs z, t, token, past_key_00, past_value_00, ...; outputs score, present_key_00, present_value_00, ...
     Inner names are prefixed with their part.
     """
-    nodes, weights, inputs, outputs = [], [], [], []
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+    inputs: list[onnx.ValueInfoProto] = []
+    outputs: list[onnx.ValueInfoProto] = []
     hidden = "embed/hidden"  # what flows from part to part
     for name, part in parts.items():
         index = name.removeprefix("layer_")

@@ -207,7 +207,7 @@ def check_graph_file(bundle: Path, name: str, graph: Graph) -> None:
 
 def _check_shapes(manifest: Manifest, path: Path) -> None:
     network = manifest.network
-    per_token = {
+    per_token: dict[str, list[Any]] = {
         "tokens.frequency": manifest.tokens.frequency,
         "tokens.noise_shape": manifest.tokens.noise_shape,
         "tokens.spectral_weight": manifest.tokens.spectral_weight,

@@ -1,8 +1,8 @@
 """The runtime room: a bundle becomes samples, with NumPy and ONNX Runtime and nothing else.
 
-    import runtime
-    model = runtime.load("bundles/ecg")
-    out = model.sample(1000, steps=1000, cache=runtime.E2CRF())
+import runtime
+model = runtime.load("bundles/ecg")
+out = model.sample(1000, steps=1000, cache=runtime.E2CRF())
 """
 
 from export.manifest import ManifestError

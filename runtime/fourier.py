@@ -51,4 +51,5 @@ def noise_shape(num_tokens: int) -> NDArray[np.float64]:
     (arXiv 2402.05933, section 3).
     """
     tokens_per_frequency = np.bincount(frequencies(num_tokens))
-    return np.where(tokens_per_frequency == 1, 1.0, np.sqrt(0.5))[frequencies(num_tokens)]
+    shape: NDArray[np.float64] = np.where(tokens_per_frequency == 1, 1.0, np.sqrt(0.5))
+    return shape[frequencies(num_tokens)]

@@ -82,7 +82,8 @@ class NoiseStream:
         """The standard normals of solver step i, [B, N, C]; a view that a later call may replace."""
         if not self._normals_first <= i < self._normals_first + len(self._normals):
             self._make_normals(i)
-        return self._normals[i - self._normals_first]
+        normals: NDArray[np.float32] = self._normals[i - self._normals_first]
+        return normals
 
     def _make_normals(self, i: int) -> None:
         num_values = self._shape[0] * self._shape[1]

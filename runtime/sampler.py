@@ -58,6 +58,14 @@ class StepInfo:
     z: NDArray[np.float32]  # [B, N, C], standardised; valid until the next step
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while sampling; `samples` holds the batches that were finished, if any."""
+
+    def __init__(self, samples: Samples | None) -> None:
+        super().__init__("interrupted")
+        self.samples = samples
+
+
 OnStep = Callable[[StepInfo], None]
 
 
@@ -97,7 +105,8 @@ class Model:
         """Draw samples first_sample .. first_sample + n - 1 of the seed.
 
         `cache=None` is the uncached sampler. `on_step` is called after every solver step. Raises an
-        `OptionError` for a value that cannot be meant, a `BackendError` when the backend fails.
+        `OptionError` for a value that cannot be meant, a `BackendError` when the backend fails, and on Ctrl-C
+        `Interrupted` with the finished batches.
         """
         require(n >= 1, "the number of samples must be at least 1", n, "ask for one or more")
         require(batch_size >= 1, "batch_size must be at least 1", batch_size, "64 is the default")
@@ -105,10 +114,17 @@ class Model:
         options = UNCACHED if cache is None else cache
         run = _Run(self, options, parse_word(Solver, solver, "solver"), steps, seed, on_step)
         begun = time.perf_counter()
-        starts = range(first_sample, first_sample + n, batch_size)
-        batches = [run.batch(start, min(batch_size, first_sample + n - start)) for start in starts]
+        batches: list[NDArray[np.float32]] = []
+        try:
+            for start in range(first_sample, first_sample + n, batch_size):
+                batches.append(run.batch(start, min(batch_size, first_sample + n - start)))
+        except KeyboardInterrupt as stop:
+            raise Interrupted(self._collect(run, batches, begun) if batches else None) from stop
+        return self._collect(run, batches, begun)
+
+    def _collect(self, run: "_Run", batches: list[NDArray[np.float32]], begun: float) -> Samples:
         z = np.concatenate(batches)
-        stats = run.recorder.finish(n, _num_diverged(z), time.perf_counter() - begun)
+        stats = run.recorder.finish(len(z), _num_diverged(z), time.perf_counter() - begun)
         return Samples(self._series(z), stats)
 
     def _series(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -149,13 +165,13 @@ class _Run:
 
     def batch(self, first: int, size: int) -> NDArray[np.float32]:
         """Samples first .. first + size - 1 as standardised tokens [size, N, C]."""
-        model, recorder = self._model, self.recorder
+        model, recorder = self._model, Recorder(self._model._frequency, len(self._steps))
         network = ScoreNetwork(model.manifest, model.backend, size, model._graphs)
         shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
         noise = NoiseStream(self._seed, np.arange(first, first + size), shape, len(self._steps))
         trajectory = Trajectory(network, self._schedule, noise.prior(), linear=self._linear)
-        recorder.cache_bytes = max(recorder.cache_bytes, network.cache_bytes)
-        recorder.state_bytes = max(recorder.state_bytes, trajectory.state_bytes)
+        recorder.cache_bytes = network.cache_bytes
+        recorder.state_bytes = trajectory.state_bytes
         for i, step in enumerate(self._steps):
             decision = self._policy(step, trajectory.signals(i))
             trajectory.carry_out(i, decision)
@@ -163,6 +179,7 @@ class _Run:
             recorder.record(i, decision, size)
             if self._on_step is not None:
                 self._on_step(StepInfo(first, size, i, step.num_steps, step.t, decision.event, trajectory.z))
+        self.recorder.add(recorder)  # only now: an interrupted batch leaves no trace
         return trajectory.z
 
 

@@ -52,7 +52,8 @@ def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, reuse: Reuse
     process = process_from_facts(manifest.diffusion.process, manifest.diffusion.parameters)
     times = uniform_times(num_steps, manifest.diffusion.eps)
     shape = np.asarray(manifest.tokens.noise_shape)[None, :, None]  # G, [1, N, 1]
-    varies = (np.asarray(manifest.standardisation.std) > 0).any(axis=1)[None, :, None]
+    std = np.asarray(manifest.standardisation.std)
+    varies = np.any(std > 0, axis=1).reshape(1, -1, 1)
     alpha, sigma = process.alpha(times)[:, None, None], process.sigma(times)[:, None, None]
     gaussian = varies * alpha / (alpha**2 + (sigma * shape) ** 2)
     score_to_data = (sigma * shape) ** 2 / alpha

@@ -116,8 +116,7 @@ def process_from_facts(kind: str, parameters: dict[str, float]) -> Process:
     known = set(kinds[kind].__dataclass_fields__)
     if set(parameters) != known:
         raise OptionError(
-            f"process {kind!r} takes the parameters {sorted(known)}, found {sorted(parameters)}; "
-            "write exactly these"
+            f"process {kind!r} takes the parameters {sorted(known)}, found {sorted(parameters)}; write exactly these"
         )
     return kinds[kind](**parameters)
 

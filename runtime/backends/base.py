@@ -56,8 +56,7 @@ class BackendBase:
         """Inputs and outputs of a graph; a `BackendError` if there is no such graph."""
         if graph not in self._graphs:
             raise BackendError(
-                f"backend {self.name} has no graph {graph!r}, it has {', '.join(self._graphs)}; "
-                "export the bundle again"
+                f"backend {self.name} has no graph {graph!r}, it has {', '.join(self._graphs)}; export the bundle again"
             )
         return self._graphs[graph]
 

@@ -26,7 +26,12 @@ class OrtBackend(BackendBase):
 
     def __init__(self, bundle: Path, graphs: Mapping[str, Graph], *, threads: int | None = None) -> None:
         super().__init__(graphs)
-        require(threads is None or threads >= 1, "threads must be at least 1", threads, "leave it out for all cores")
+        require(
+            threads is None or threads >= 1,
+            "threads must be at least 1",
+            threads,
+            "leave it out for all cores",
+        )
         self._bundle = bundle
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._options = ort.SessionOptions()

@@ -129,7 +129,12 @@ class E2CRF:
         parse_word(PolicyName, self.policy, "policy")
         parse_word(Reuse, self.reuse, "reuse mode")
         require(self.R is None or self.R >= 1, "R must be at least 1", self.R, "R = 1 refreshes at every step")
-        require(self.K is None or self.K >= 0, "K must not be negative", self.K, "K = 0 recomputes none in between")
+        require(
+            self.K is None or self.K >= 0,
+            "K must not be negative",
+            self.K,
+            "K = 0 recomputes none in between",
+        )
         every = self.low_every
         require(every is None or every >= 1, "low_every must be at least 1", every, "1 means every step")
         require(
@@ -150,7 +155,7 @@ class E2CRF:
                 f"K = {K} asks for low frequencies, but the tokens of this model are time steps; set K to 0"
             )
         require(
-            K <= num_frequencies,
+            num_frequencies >= K,
             f"K must not exceed the {num_frequencies} frequencies of this model ({len(frequency)} tokens)",
             K,
             "3 is the default",

@@ -81,6 +81,14 @@ class Recorder:
             counts = np.bincount(self._frequency[decision.tokens], minlength=len(self._per_frequency))
             self._recomputed[i] += batch * counts
 
+    def add(self, batch: "Recorder") -> None:
+        """Take over what a finished batch noted."""
+        self._recomputed += batch._recomputed
+        for events, more in zip(self._events, batch._events, strict=True):
+            events.update(more)
+        self.cache_bytes = max(self.cache_bytes, batch.cache_bytes)
+        self.state_bytes = max(self.state_bytes, batch.state_bytes)
+
     def finish(self, num_samples: int, num_diverged: int, seconds: float) -> Stats:
         """The finished record."""
         return Stats(

@@ -1,0 +1,82 @@
+# The same few verbs everywhere; CI calls them too. `make demo` and `make test` set up all they need.
+#
+#   make demo [DATA=folder-of-the-ECG-files]     make export MODEL=latest [BUNDLE=dir]
+#   make test                                    make sample BUNDLE=dir [N=64] [OUT=samples.npz]
+#   make check                                   make bench BUNDLE=dir
+
+PYTHON ?= python3
+VENV ?= .venv
+E2CRF := $(VENV)/bin/e2crf
+READY := $(VENV)/.ready
+
+MODEL ?= latest
+N ?= 64
+OUT ?= samples.npz
+DATA ?=
+
+.PHONY: install demo export verify sample bench test test-slow check format clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,export,bench,dev]'
+	touch $@
+
+# --- the line ---------------------------------------------------------------------------------------
+
+export: $(READY)
+	$(E2CRF) export $(MODEL) $(if $(BUNDLE),--bundle $(BUNDLE))
+
+verify: $(READY)
+	$(E2CRF) verify $(BUNDLE)
+
+sample: $(READY)
+	$(E2CRF) sample $(BUNDLE) --num-samples $(N) --out $(OUT)
+
+bench: $(READY)
+	$(E2CRF) bench $(BUNDLE)
+
+# --- the demo: every step is a command that anyone can type -----------------------------------------
+
+DEMO_NAME := $(if $(DATA),demo-ecg,demo-gunpoint)
+DEMO_DATA := $(if $(DATA),datamodule=ecg datamodule.data_dir=$(DATA),datamodule=ucr datamodule.name=GunPoint)
+DEMO_MODEL := score_model.num_layers=4 score_model.n_head=4 score_model.d_ff=288 score_model.dropout=0.0
+DEMO_RUN := lightning_logs/$(DEMO_NAME)
+DEMO_EPOCHS ?= 400
+
+demo: demo/$(DEMO_NAME)/table.md
+	@echo && cat $< && echo "Samples and pictures: $(dir $<)"
+
+$(DEMO_RUN)/trained: $(READY)
+	$(E2CRF) train $(DEMO_DATA) $(DEMO_MODEL) trainer.max_epochs=$(DEMO_EPOCHS) run_id=$(DEMO_NAME) \
+	  resume=$(if $(wildcard $(DEMO_RUN)),true,false)
+	touch $@
+
+bundles/$(DEMO_NAME)/manifest.json: $(DEMO_RUN)/trained
+	$(E2CRF) export $(DEMO_NAME) --overwrite
+	$(E2CRF) verify bundles/$(DEMO_NAME)
+	touch $@
+
+demo/$(DEMO_NAME)/table.md: bundles/$(DEMO_NAME)/manifest.json
+	$(E2CRF) bench bundles/$(DEMO_NAME) --num-samples 64 --rounds 3 --out $(dir $@)
+
+# --- keeping it good --------------------------------------------------------------------------------
+
+test: $(READY)
+	$(VENV)/bin/pytest
+
+test-slow: $(READY)
+	$(VENV)/bin/pytest -m slow
+
+check: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(READY)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

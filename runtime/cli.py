@@ -1,0 +1,321 @@
+"""The command line: a thin skin over the rooms, and the one place that looks at all of them.
+
+Each command builds one options record and makes one call; rooms are imported when their command runs, so
+`e2crf sample` on a small machine never loads torch. Errors of ours become one sentence on stderr; the exit
+code is 0 done, 1 a check failed or the run broke, 2 wrong use, 130 Ctrl-C. A bug keeps its traceback.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from export.manifest import PLAN_FILE, ManifestError, read_manifest
+from runtime.backends.base import BackendName
+from runtime.cache.policy import E2CRF
+from runtime.errors import BackendError, OptionError, require
+from runtime.sampler import Interrupted, Samples, load
+from runtime.score import Graphs
+from runtime.solvers import Solver
+
+app = typer.Typer(
+    name="e2crf",
+    help="Export time-series diffusion models and sample them with E2-CRF caching.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+BUNDLES = Path("bundles")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")]
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
+ModelArgument = Annotated[str, typer.Argument(help="Checkpoint file, run_id, or `latest`.")]
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def train(context: typer.Context) -> None:
+    """Train a model; takes Hydra overrides, and --help lists them.
+
+    Example: e2crf train datamodule=ucr datamodule.name=GunPoint trainer.max_epochs=100
+    """
+    from train.run import main as train_main
+
+    raise typer.Exit(train_main(context.args))
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    bundle: Annotated[Path | None, typer.Option(help="Where to write; default bundles/<run_id>.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of another model.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint into a verified bundle of split ONNX graphs.
+
+    Example: e2crf export latest --bundle bundles/ecg
+    """
+    from export.bundle import ExportOptions, export_bundle
+    from export.checkpoint import find_checkpoint, read_checkpoint
+
+    checkpoint = read_checkpoint(find_checkpoint(model))
+    folder = bundle or BUNDLES / (checkpoint.run_id or checkpoint.path.stem)
+    manifest = export_bundle(checkpoint, ExportOptions(folder, overwrite), (lambda _: None) if as_json else _say)
+    result = {"bundle": str(folder), "graphs": len(manifest.graphs), "parity": manifest.parity}
+    _finish(result, as_json, f"{folder}: {len(manifest.graphs)} graphs, {_parity(manifest.parity)}")
+
+
+@app.command()
+def verify(
+    bundle: BundleArgument,
+    model: Annotated[str | None, typer.Option(help="Checkpoint; default: the run the bundle names.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every graph of a bundle, the chain and a trajectory against PyTorch.
+
+    Example: e2crf verify bundles/ecg
+    """
+    from export.verify import verify_bundle
+
+    manifest = read_manifest(bundle)
+    errors = verify_bundle(bundle, manifest, _checkpoint_of(bundle, model))
+    _finish({"bundle": str(bundle), "parity": errors}, as_json, f"{bundle}: {_parity(errors)}")
+
+
+def _checkpoint_of(bundle: Path, model: str | None) -> Any:
+    """The checkpoint a bundle was made from, named or found by its run_id; another one is refused."""
+    from export.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+
+    source = read_manifest(bundle, verify_digests=False).source
+    checkpoint = read_checkpoint(find_checkpoint(model or source.run_id or source.checkpoint))
+    if checkpoint.digest != source.digest:
+        raise CheckpointError(
+            f"{checkpoint.path} is not what {bundle} was made from: its SHA-256 is {checkpoint.digest[:12]}..., "
+            f"the bundle names {source.checkpoint} with {source.digest[:12]}...; give that file with --model"
+        )
+    return checkpoint
+
+
+@app.command()
+def sample(
+    bundle: BundleArgument,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many series.")] = 64,
+    out: Annotated[Path, typer.Option(help="File to write (.npz).")] = Path("samples.npz"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = 1000,
+    solver: Annotated[str, typer.Option(help=f"One of {', '.join(Solver)}.")] = Solver.ANCESTRAL,
+    seed: Annotated[int, typer.Option(help="Seed; sample k depends on the seed and k alone.")] = 0,
+    first_sample: Annotated[int, typer.Option(help="Index of the first sample.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Samples drawn together.")] = 64,
+    uncached: Annotated[bool, typer.Option("--uncached", help="Recompute everything at every step.")] = False,
+    policy: Annotated[str | None, typer.Option(help="never or interval.")] = None,
+    refresh: Annotated[int | None, typer.Option("--R", help="Full refresh every R steps.")] = None,
+    low: Annotated[int | None, typer.Option("--K", help="Lowest frequencies recomputed in between.")] = None,
+    low_every: Annotated[int | None, typer.Option(help="How often these are, in steps.")] = None,
+    reuse: Annotated[str | None, typer.Option(help="What is reused, e.g. residual.")] = None,
+    alpha_prior: Annotated[float | None, typer.Option(help="No network below this signal; 0: off.")] = None,
+    backend: Annotated[str, typer.Option(help=f"One of {', '.join(BackendName)}.")] = BackendName.ONNXRUNTIME,
+    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads within one operator; default all.")] = None,
+    graphs: Annotated[str, typer.Option(help=f"One of {', '.join(Graphs)}.")] = Graphs.STEP,
+    as_json: Json = False,
+) -> None:
+    """Draw series from a bundle and write them with the record of the run.
+
+    Example: e2crf sample bundles/ecg -n 1000 --out samples.npz
+    """
+    from runtime.output import prepare_output, write_samples
+    from runtime.progress import steps_progress
+
+    prepare_output(out, overwrite=overwrite)
+    knobs = {"policy": policy, "R": refresh, "K": low, "low_every": low_every, "reuse": reuse,
+             "alpha_prior": alpha_prior}  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
+    require(not (uncached and given), "--uncached takes no cache options", sorted(given), "drop one or the other")
+    cache = None if uncached else E2CRF(**given)
+    facts = {"bundle": bundle.name, "steps": steps, "solver": solver, "seed": seed, "first_sample": first_sample,
+             "cache": None if cache is None else vars(cache)}  # fmt: skip
+    with load(bundle, backend, device=device, threads=threads, graphs=graphs) as model:
+        try:
+            with steps_progress(num_samples, batch_size, steps) as on_step:
+                drawn = model.sample(
+                    num_samples, steps=steps, solver=solver, seed=seed, batch_size=batch_size, cache=cache,
+                    on_step=on_step, first_sample=first_sample,
+                )  # fmt: skip
+        except Interrupted as stop:
+            _keep(stop.samples, out, facts)
+            raise
+    write_samples(out, drawn, facts)
+    result = facts | {"out": str(out)} | drawn.stats.summary()
+    _finish(result, as_json, f"{out}: {num_samples} series in {drawn.stats.seconds:.1f} s, {_saving(drawn)}")
+
+
+def _keep(finished: Samples | None, out: Path, facts: dict[str, Any]) -> None:
+    from runtime.output import write_samples
+
+    if finished is None:
+        _say("interrupted before a batch was finished; nothing was written")
+        return
+    partial = out.with_suffix(".partial.npz")
+    write_samples(partial, finished, facts)
+    count = len(finished.series)
+    _say(
+        f"interrupted: the {count} finished series are in {partial}; "
+        f"go on with --first-sample {facts['first_sample'] + count}"
+    )
+
+
+@app.command()
+def bench(
+    bundle: BundleArgument,
+    model: Annotated[str | None, typer.Option(help="Checkpoint; default: the run the bundle names.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge quality on.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Batch that is timed.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing, rivals in turn.")] = 5,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = 1000,
+    solver: Annotated[str, typer.Option(help=f"One of {', '.join(Solver)}.")] = Solver.ANCESTRAL,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    max_sw_loss: Annotated[float | None, typer.Option(help="Fail if caching costs more than this share.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for samples (.npz), table and pictures.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare PyTorch, ONNX Runtime and caching: speed and quality in one table.
+
+    Example: e2crf bench bundles/ecg --max-sw-loss 0.02
+    """
+    from bench.compare import CompareOptions, compare
+    from bench.latency import RaceOptions
+    from bench.report import progress_on_terminal, show, write_results
+    from export.checkpoint import run_folder
+
+    checkpoint = _checkpoint_of(bundle, model)
+    options = CompareOptions(
+        bundle=bundle,
+        reference=reference or run_folder(checkpoint) / "reference.npz",
+        checkpoint=checkpoint.path,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        steps=steps,
+        solver=solver,
+        seed=seed,
+        race=RaceOptions(rounds=rounds),
+        max_sw_loss=max_sw_loss,
+    )
+    with progress_on_terminal() as progress:
+        found = compare(options, progress)
+    if out is not None:
+        write_results(found, out)
+    if as_json:
+        print(found.record.to_line())
+    else:
+        show(found.record)
+    if found.record.failures:
+        for failure in found.record.failures:
+            _say(failure)
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    what: Annotated[str | None, typer.Argument(help="Bundle folder or run; none: list what is here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a bundle, or list the runs and bundles in this folder.
+
+    Example: e2crf inspect bundles/ecg
+    """
+    from runtime.describe import describe_bundle, list_here
+
+    result, text = list_here(BUNDLES) if what is None else describe_bundle(Path(what), PLAN_FILE)
+    _finish(result, as_json, text)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do, and what to install for the rest.
+
+    Example: e2crf doctor
+    """
+    from runtime.doctor import examine
+
+    result, text = examine()
+    _finish(result, as_json, text)
+    if not result["sample"]["ready"]:
+        raise typer.Exit(1)
+
+
+def _finish(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result) if as_json else text)
+
+
+def _parity(errors: dict[str, float]) -> str:
+    worst = max(errors, key=lambda name: errors[name])
+    return f"largest relative error against PyTorch {errors[worst]:.1e} ({worst})"
+
+
+def _saving(drawn: Samples) -> str:
+    stats = drawn.stats
+    text = f"{stats.passes:.1f} network passes for {stats.num_steps} steps"
+    return text + (f", {stats.num_diverged} diverged" if stats.num_diverged else "")
+
+
+def _told(error: Exception) -> int | None:
+    """Exit code of an error that is meant for the user, None for a bug."""
+    if isinstance(error, OptionError | ManifestError):
+        return 2
+    if isinstance(error, BackendError | OSError):
+        return 1
+    code = getattr(error, "exit_code", None)  # errors of rooms that are not imported here
+    return code if isinstance(code, int) else None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `e2crf`."""
+    sys.exit(_run(lambda: app(arguments, standalone_mode=False)))
+
+
+def _run(command: Callable[[], Any]) -> int:
+    try:
+        code = command()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        _say("stopped")
+        return 130
+    except ModuleNotFoundError as error:
+        if (extra := _EXTRAS.get(str(error.name).partition(".")[0])) is None:
+            raise
+        _say(f"this command needs the package {error.name!r}, which is not installed; pip install 'e2crf[{extra}]'")
+        return 2
+    except Exception as error:
+        code = _told(error)
+        if code is None:
+            raise
+        _say(f"error: {error}")
+        return code
+
+
+_EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "lightning": "train",
+    "hydra": "train",
+    "omegaconf": "train",
+    "aeon": "train",
+    "matplotlib": "bench",
+    "ot": "bench",
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What this machine can do, room by room, and what to install for the rest: `e2crf doctor`."""
+
+import importlib.util
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_ROOMS = {
+    "train": ("torch", "lightning", "hydra-core", "aeon", "pandas"),
+    "export": ("torch", "onnx"),
+    "bench": ("torch", "matplotlib", "POT"),
+}
+
+
+def examine() -> tuple[dict[str, Any], str]:
+    """Facts and text; `sample.ready` says whether the embedded default works here."""
+    result: dict[str, Any] = {
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "sample": _examine_sampling(),
+        "gpu": _examine_gpu(),
+    }
+    for room, packages in _ROOMS.items():
+        result[room] = {name: _version(name) for name in packages}
+    lines = [f"python {result['python']}, {result['cores']} cores"]
+    sampling = result["sample"]
+    lines.append(f"sample  {'ready' if sampling['ready'] else 'NOT ready'}: {sampling['detail']}")
+    for room in _ROOMS:
+        missing = [name for name, found in result[room].items() if found is None]
+        state = f"lacks {', '.join(missing)}; pip install 'e2crf[{room}]'" if missing else "ready"
+        lines.append(f"{room:<7} {state}")
+    lines.append(f"gpu     {result['gpu']}")
+    return result, "\n".join(lines)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _examine_sampling() -> dict[str, Any]:
+    """Whether ONNX Runtime imports and offers its CPU provider."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return {"ready": False, "detail": "ONNX Runtime is not installed; pip install onnxruntime"}
+    import onnxruntime
+
+    providers = onnxruntime.get_available_providers()
+    ready = "CPUExecutionProvider" in providers
+    return {"ready": ready, "detail": f"ONNX Runtime {onnxruntime.__version__} with {', '.join(providers)}"}
+
+
+def _examine_gpu() -> str:
+    if not Path("/proc/driver/nvidia/version").is_file():
+        return "no NVIDIA driver found; everything here runs on the CPU"
+    return "an NVIDIA driver is installed; this version samples on the CPU all the same"

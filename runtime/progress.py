@@ -1,0 +1,35 @@
+"""A progress bar for sampling: on a terminal, and only for what takes longer than a glance."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from runtime.sampler import OnStep, StepInfo
+
+_UPDATE_EVERY = 10  # steps; drawing a bar must not cost what caching saves
+
+
+@contextmanager
+def steps_progress(num_samples: int, batch_size: int, num_steps: int) -> Iterator[OnStep | None]:
+    """A callback for `Model.sample(on_step=...)` that moves a bar, or None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("sampling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=-(-num_samples // batch_size) * num_steps)
+
+        def on_step(info: StepInfo) -> None:
+            if (info.index + 1) % _UPDATE_EVERY == 0:
+                bar.advance(task, _UPDATE_EVERY)
+
+        yield on_step
