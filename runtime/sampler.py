@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from export.manifest import Manifest, read_manifest
 from runtime.backends.base import Backend, open_backend
-from runtime.cache.policy import E2CRF, PolicyName, Reuse, steps_of
+from runtime.cache.policy import E2CRF, PolicyName, Reuse, TokenFacts, steps_of
 from runtime.cache.state import Trajectory
 from runtime.cache.stats import Recorder, Stats
 from runtime.errors import parse_word, require
 from runtime.fourier import idft
 from runtime.noise import NoiseStream
 from runtime.schedule import Schedule, schedule_of
-from runtime.score import Graphs, ScoreNetwork
+from runtime.score import Graphs, ScoreNetwork, has_kv
 from runtime.sde import process_from_facts
 from runtime.solvers import Solver
 
@@ -76,7 +76,14 @@ class Model:
         self.manifest = manifest
         self.backend = backend
         self._graphs = parse_word(Graphs, graphs, "graph set")
-        self._frequency = np.asarray(manifest.tokens.frequency, np.int64)
+        self.tokens = TokenFacts(np.asarray(manifest.tokens.frequency, np.int64), self._obstacle())
+
+    def _obstacle(self) -> str | None:
+        if self.manifest.diffusion.domain == "time":
+            return "the tokens of this model are time steps"
+        if not has_kv(self.backend):
+            return f"a {self.manifest.network.backbone} network on backend {self.backend.name} has no K/V cache"
+        return None
 
     def score(self, z: NDArray[np.floating], t: NDArray[np.floating]) -> NDArray[np.float32]:
         """The network itself, uncached: z [B, N, C] standardised, t [B] in (0, 1] -> score [B, N, C]."""
@@ -158,14 +165,13 @@ class _Run:
         self._model, self._seed, self._on_step = model, seed, on_step
         self._schedule: Schedule = schedule_of(manifest, solver, num_steps, reuse)
         self._steps = steps_of(process, self._schedule.times)
-        is_time = manifest.diffusion.domain == "time"
-        self._policy = options.concrete(model._frequency, num_steps, time_domain=is_time)
+        self._policy = options.concrete(model.tokens, num_steps)
         self._linear = reuse.is_linear
-        self.recorder = Recorder(model._frequency, num_steps)
+        self.recorder = Recorder(model.tokens.frequency, num_steps)
 
     def batch(self, first: int, size: int) -> NDArray[np.float32]:
         """Samples first .. first + size - 1 as standardised tokens [size, N, C]."""
-        model, recorder = self._model, Recorder(self._model._frequency, len(self._steps))
+        model, recorder = self._model, Recorder(self._model.tokens.frequency, len(self._steps))
         network = ScoreNetwork(model.manifest, model.backend, size, model._graphs)
         shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
         noise = NoiseStream(self._seed, np.arange(first, first + size), shape, len(self._steps))

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from export.manifest import Manifest, layer_name
 from runtime.backends.base import Backend
-from runtime.errors import OptionError
 
 Buffers = dict[str, NDArray[Any]]
 
@@ -39,6 +38,11 @@ class Call:
     run: Callable[[], None]
 
 
+def has_kv(backend: Backend) -> bool:
+    """Whether the network takes cached keys and values, so that some tokens can be computed without the rest."""
+    return any(tensor.name.startswith("past_key") for tensor in backend.signature("step").inputs)
+
+
 class ScoreNetwork:
     """The network for one batch of one trajectory: its K/V caches, and its calls by number of tokens."""
 
@@ -46,7 +50,7 @@ class ScoreNetwork:
         self._manifest, self._backend, self._batch, self._graphs = manifest, backend, batch, graphs
         network = manifest.network
         signature = backend.signature("step")
-        self.has_cache = any(tensor.name.startswith("past_key") for tensor in signature.inputs)
+        self.has_cache = has_kv(backend)
         self._takes = {tensor.name for tensor in signature.inputs}
         self._gives = {tensor.name for tensor in signature.outputs}
         shape = (batch, network.num_heads, network.num_tokens, network.head_dim) if self.has_cache else (0,)
@@ -68,11 +72,7 @@ class ScoreNetwork:
 
     def _prepare(self, num_tokens: int) -> Call:
         network = self._manifest.network
-        if not self.has_cache and num_tokens != network.num_tokens:
-            raise OptionError(
-                f"a {network.backbone} network on backend {self._backend.name} has no K/V cache, so it cannot "
-                f"recompute {num_tokens} of {network.num_tokens} tokens; set K to 0"
-            )
+        assert self.has_cache or num_tokens == network.num_tokens, "only whole steps without K/V"
         rows = (self._batch, num_tokens, network.num_channels)
         buffers: Buffers = {
             "z": np.zeros(rows, np.float32),

@@ -115,12 +115,20 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class TokenFacts:
+    """What a policy must know of a model: the frequency of each token, and whether some can be computed alone."""
+
+    frequency: NDArray[np.int64]  # [N]
+    obstacle: str | None = None  # why only whole steps can be reused, None if they need not
+
+
+@dataclass(frozen=True)
 class E2CRF:
     """Options of the cache; every default is meant to be left alone until a calibration says otherwise."""
 
     policy: str = PolicyName.INTERVAL
     R: int | None = None  # full refresh every R steps; None: a 25th of the steps
-    K: int | None = None  # how many of the lowest frequencies to recompute in between; None: 3, time domain 0
+    K: int | None = None  # how many of the lowest frequencies to recompute in between; None: 3, or 0 without K/V
     low_every: int | None = None  # recompute them every so many steps; None: a quarter of R
     reuse: str = Reuse.RESIDUAL
     alpha_prior: float = 0.2  # no network call below this signal-to-noise; 0: no prior phase
@@ -144,25 +152,23 @@ class E2CRF:
             "0 turns the prior phase off, the default is 0.2",
         )
 
-    def concrete(self, frequency: NDArray[np.int64], num_steps: int, *, time_domain: bool) -> Policy:
-        """The policy for a model with these token frequencies [N] and a trajectory of `num_steps`."""
+    def concrete(self, tokens: TokenFacts, num_steps: int) -> Policy:
+        """The policy for a model whose tokens are these, and a trajectory of `num_steps`."""
         if self.policy == PolicyName.NEVER:
             return never
-        num_frequencies = int(frequency.max()) + 1
-        K = self.K if self.K is not None else 0 if time_domain else min(3, num_frequencies)
-        if time_domain and K:
-            raise OptionError(
-                f"K = {K} asks for low frequencies, but the tokens of this model are time steps; set K to 0"
-            )
+        num_frequencies = int(tokens.frequency.max()) + 1
+        K = self.K if self.K is not None else min(3, num_frequencies) if tokens.obstacle is None else 0
+        if K and tokens.obstacle is not None:
+            raise OptionError(f"K = {K} asks for the lowest frequencies alone, but {tokens.obstacle}; set K to 0")
         require(
             num_frequencies >= K,
-            f"K must not exceed the {num_frequencies} frequencies of this model ({len(frequency)} tokens)",
+            f"K must not exceed the {num_frequencies} frequencies of this model ({len(tokens.frequency)} tokens)",
             K,
             "3 is the default",
         )
         R = self.R if self.R is not None else max(1, round(num_steps / NETWORK_REFRESHES))
         low_every = self.low_every if self.low_every is not None else max(1, round(R / 4))
-        return Interval(R, self.alpha_prior, low_every, np.flatnonzero(frequency < K).astype(np.int64))
+        return Interval(R, self.alpha_prior, low_every, np.flatnonzero(tokens.frequency < K).astype(np.int64))
 
 
 def steps_of(process: Process, times: Times) -> list[Step]:
