@@ -20,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from bench.compare import FLOOR, Comparison
@@ -69,7 +70,9 @@ def draw_series(real: Series, generated: Series, path: Path, *, num: int = 5, se
     generator = np.random.default_rng(seed)
     with _figure(path, (8.0, 7.0)) as figure:
         panels = figure.subplots(num, 2, sharex=True, sharey=True, squeeze=False)
-        for column, (name, series, colour) in enumerate((("Real", real, BLACK), ("Generated", generated, BLUE))):
+        for column, (name, series, colour) in enumerate(
+            (("Real", real, BLACK), ("Generated with E2-CRF", generated, BLUE))
+        ):
             finite = series[np.isfinite(series).all(axis=(1, 2))]
             chosen = generator.choice(len(finite), size=min(num, len(finite)), replace=False)
             for panel, index in zip(panels[:, column], chosen, strict=False):
@@ -91,19 +94,19 @@ def spectral_density(series: Series) -> NDArray[np.float64]:
 
 
 def draw_spectrum(sets: dict[str, Series], path: Path) -> None:
-    """Median energy by frequency and the band from the 10th to the 90th percentile, one per set of series."""
+    """Energy by frequency: median (thick), 10th and 90th percentile (thin) of each set of series."""
     looks = zip((BLACK, ORANGE, BLUE), ("-", "--", ":"), (2.2, 2.8, 3.4), strict=True)
     with _figure(path) as figure:
         axes = figure.subplots()
         for (name, series), (colour, dash, width) in zip(sets.items(), looks, strict=False):
             density = spectral_density(series[np.isfinite(series).all(axis=(1, 2))])
             low, middle, high = np.quantile(density, [0.1, 0.5, 0.9], axis=0)
-            axes.fill_between(np.arange(len(middle)), low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(middle, dash, color=colour, linewidth=width, label=name)
+            axes.plot(np.transpose([low, high]), dash, color=colour, linewidth=0.5 * width, alpha=0.7)
         axes.set_yscale("log")
         axes.set_xlabel("frequency")
         axes.set_ylabel("energy (data units²)")
-        axes.set_title("Energy by frequency: median, band of 10 to 90 %")
+        axes.set_title("Energy by frequency: median (thick), 10 and 90 % (thin)")
         axes.legend()
 
 
@@ -119,7 +122,7 @@ def draw_recomputed(stats: Stats, path: Path) -> None:
             origin="lower",
             aspect="auto",
             interpolation="nearest",
-            cmap="cividis_r",
+            cmap="Blues",
             vmin=0.0,
             vmax=1.0,
             extent=(0, num_steps, -0.5, num_frequencies - 0.5),
@@ -157,6 +160,10 @@ def draw_cost(record: Record, path: Path) -> None:
             if row.rival == FLOOR and row.sw_time is not None:
                 axes.axhline(row.sw_time, color=BLACK, linestyle="--", linewidth=1.5, label=row.rival)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.margins(x=0.1)
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("cost of a sample in network passes")
         axes.set_ylabel("SW distance (data units)")

@@ -16,7 +16,7 @@ interval then misses the estimate it is for (3 % coverage at a nominal 95 %, mea
 shift is taken off. The interval therefore says: another n samples of this generator would score in here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,7 @@ def floor(reference: Reference, num_samples: int, options: QualityOptions | None
 def mean_sample(reference: Reference, options: QualityOptions | None = None) -> Quality:
     """Judge a generator that only ever gives the mean of the held-out series."""
     mean = reference.held_out.mean(axis=0, keepdims=True, dtype=np.float64)
-    return judge(np.repeat(mean, 2, axis=0), reference, options)  # two equal points weigh as one
+    return replace(judge(np.repeat(mean, 2, axis=0), reference, options), num_samples=1)  # two that are one
 
 
 def paired_error(series: Series, other: Series, reference: Reference) -> float:

@@ -101,11 +101,16 @@ def plain(value: Any) -> Any:
 
 
 def write_records(path: Path, records: list[Record]) -> None:
-    """Write records, one a line, so that the file is whole or not there."""
+    """Write records, one a line."""
+    write_whole(path, "".join(record.to_line() + "\n" for record in records))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file by staging and renaming, so that it is whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stage = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        stage.write_text("".join(record.to_line() + "\n" for record in records), encoding="utf-8")
+        stage.write_text(text, encoding="utf-8")
         os.replace(stage, path)
     finally:
         stage.unlink(missing_ok=True)

@@ -1,21 +1,24 @@
 """A record as people read it: one table, its conditions in a sentence, the verdict; then one line of JSON.
 
 On a terminal the table is drawn by rich, anywhere else it is Markdown that can be pasted as it is. Progress
-goes to stderr and only to a terminal.
+goes to stderr and only to a terminal. `write_results` keeps what a bench made: table, pictures, samples.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench.compare import Comparison
 from bench.contenders import Progress as Tell
 from bench.quality import Loss
-from bench.records import Record, Row
+from bench.records import Record, Row, write_whole
+from runtime.output import write_samples
 
 COLUMNS = (
     "rival",
@@ -30,6 +33,7 @@ COLUMNS = (
     "diverged",
 )
 MISSING = ""
+TABLE_FILE = "table.md"
 
 
 def cells_of(row: Row) -> list[str]:
@@ -97,6 +101,18 @@ def show(record: Record, out: TextIO | None = None) -> None:
     else:
         stream.write(markdown_of(record) + "\n")
     stream.write(record.to_line() + "\n")
+
+
+def write_results(found: Comparison, folder: Path) -> list[Path]:
+    """Write the samples, the pictures and, last, the table of a comparison; the files made."""
+    from bench.pictures import draw_pictures  # matplotlib takes its time to load
+
+    pictures = draw_pictures(found, folder)
+    samples = {"uncached": found.uncached, "e2crf": found.cached}
+    for name, drawn in samples.items():
+        write_samples(folder / f"{name}.npz", drawn, found.record.options)
+    write_whole(folder / TABLE_FILE, markdown_of(found.record))
+    return [*pictures, *(folder / f"{name}.npz" for name in samples), folder / TABLE_FILE]
 
 
 @contextmanager

@@ -14,10 +14,9 @@ from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compar
 from bench.contenders import fewer_steps
 from bench.gate import failures_of
 from bench.latency import RaceOptions
-from bench.pictures import draw_pictures
 from bench.quality import QualityOptions, judge
 from bench.records import Row, read_records
-from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show
+from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show, write_results
 from runtime.cache.policy import E2CRF
 from runtime.sampler import load
 
@@ -171,10 +170,14 @@ def test_the_gate_passes_good_samples_and_is_off_when_not_asked_for(found: Compa
     assert failures_of(judge(found.cached.series * 5, found.reference, QUICK), uncached, None) == ()
 
 
-def test_all_pictures_are_written(found: Comparison, tmp_path: Path) -> None:
-    files = draw_pictures(found, tmp_path / "reports")
-    assert [file.name for file in files] == ["series.png", "spectrum.png", "recomputed.png", "cost.png"]
-    for file in files:
+def test_all_that_was_made_can_be_kept(found: Comparison, tmp_path: Path) -> None:
+    files = write_results(found, tmp_path / "out")
+    assert sorted(file.name for file in files) == sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "table.md").read_text() == markdown_of(found.record)
+    assert np.array_equal(np.load(tmp_path / "out" / "e2crf.npz")["series"], found.cached.series)
+    pictures = [file for file in files if file.suffix == ".png"]
+    assert [file.stem for file in pictures] == ["series", "spectrum", "recomputed", "cost"]
+    for file in pictures:
         content = file.read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000

@@ -48,6 +48,7 @@ def test_real_series_score_between_themselves_and_the_mean_sample(reference: Ref
 
 
 def test_the_mean_sample_is_one_point_against_all(reference: Reference) -> None:
+    assert mean_sample(reference, QUICK).num_samples == 1
     mean = reference.held_out.mean(axis=0, dtype=np.float64).reshape(1, -1)
     directions = random_directions(100, 24, 0)
     real = reference.series.reshape(len(reference.series), -1)
