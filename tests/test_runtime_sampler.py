@@ -161,7 +161,7 @@ def test_the_fake_backend_samples_a_bundle(tmp_path: Path) -> None:
 
 def test_writing_the_cache_in_place_equals_writing_beside_it(tmp_path: Path) -> None:
     """No document promises that ONNX Runtime allows it, so it is held here: bitwise."""
-    folder, checkpoint = make_bundle(tmp_path)
+    folder, _ = make_bundle(tmp_path)
     backend = OrtBackend(folder, load(folder).manifest.graphs)
     rng, cache = np.random.default_rng(0), (2, 3, 15, 4)
     given_ = {

@@ -1,0 +1,204 @@
+"""A bundle is the network, is finished only when verified, and says so when it is damaged."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import export.bundle
+from export.bundle import ExportOptions, export_bundle
+from export.checkpoint import CheckpointError, read_checkpoint
+from export.graphs import graphs_of
+from export.manifest import MANIFEST_FILE, ManifestError, read_manifest
+from export.split import parts_of, run_part
+from export.verify import VerifyError, relative_error, verify_bundle
+from tests.tiny import make_bundle, write_checkpoint
+
+
+def test_the_bundle_has_the_graphs_of_the_contract(tmp_path: Path) -> None:
+    folder, _ = make_bundle(tmp_path, num_tokens=15, num_channels=2)
+    manifest = read_manifest(folder)
+    assert list(manifest.graphs) == ["embed", "layer_00", "layer_01", "head", "step"]
+    ports = {
+        name: ([t.name for t in graph.inputs], [t.name for t in graph.outputs])
+        for name, graph in manifest.graphs.items()
+    }
+    assert ports["embed"] == (["z", "t", "token"], ["hidden"])
+    assert ports["layer_00"] == (
+        ["hidden", "token", "past_key", "past_value"],
+        ["hidden_out", "present_key", "present_value"],
+    )
+    assert ports["head"] == (["hidden"], ["score"])
+    caches = [f"{kind}_{index:02d}" for index in range(2) for kind in ("key", "value")]
+    assert ports["step"][0] == ["z", "t", "token", *(f"past_{name}" for name in caches)]
+    assert ports["step"][1] == ["score", *(f"present_{name}" for name in caches)]
+    shapes = {t.name: t.shape for t in manifest.graphs["layer_00"].inputs}
+    assert shapes == {
+        "hidden": ["B", "S", 12],
+        "token": ["B", "S"],
+        "past_key": ["B", 3, 15, 4],
+        "past_value": ["B", 3, 15, 4],
+    }
+    assert set(manifest.parity) == {*manifest.graphs, "chain", "trajectory"}
+    assert max(manifest.parity.values()) < 1e-5
+
+
+def test_the_manifest_says_what_the_tokens_mean(tmp_path: Path) -> None:
+    folder, checkpoint = make_bundle(tmp_path)
+    manifest = read_manifest(folder)
+    assert manifest.tokens.frequency[8:] == [1, 2, 3, 4, 5, 6, 7]
+    np.testing.assert_allclose(manifest.tokens.spectral_weight, (checkpoint.std.astype(float) ** 2).sum(axis=1))
+    np.testing.assert_allclose(manifest.standardisation.std, checkpoint.std)
+
+
+@pytest.mark.parametrize("d_model", [9, 12])  # odd: the last cosine of the time features is dropped
+def test_the_parts_in_torch_are_the_network(tmp_path: Path, d_model: int) -> None:
+    """Oracle: the untouched module; 1e-6 of the scale, since only the attention kernel differs."""
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m.ckpt", d_model=d_model))
+    generator = torch.Generator().manual_seed(0)
+    z, t = torch.randn(3, 15, 2, generator=generator), torch.tensor([0.9, 0.5, 0.01])
+    token = torch.arange(15).expand(3, 15)
+    cache = torch.zeros(3, 3, 15, d_model // 3)
+    parts = parts_of(checkpoint.network)
+    (hidden,) = run_part(parts["embed"], z, t, token)
+    for index in range(2):
+        hidden, _, _ = run_part(parts[f"layer_{index:02d}"], hidden, token, cache, cache)
+    (score,) = run_part(parts["head"], hidden)
+    expected = checkpoint.network(z, t)
+    torch.testing.assert_close(score, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_graphs_with_an_odd_width_export_too(tmp_path: Path) -> None:
+    folder, _ = make_bundle(tmp_path, d_model=9, num_heads=3)
+    assert read_manifest(folder).parity["step"] < 1e-5
+
+
+def test_row_renormalisation_is_baked_in(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "m.ckpt")
+    raw = torch.load(path, weights_only=True)["state_dict"]["pos_encoder.embedding.weight"]
+    baked = read_checkpoint(path).network.pos_encoder.embedding.weight
+    assert raw.norm(dim=1).max() > 12**0.5  # some rows are too long in the file
+    assert baked.norm(dim=1).max() <= 12**0.5 * (1 + 1e-5)
+
+
+def test_verify_names_the_part_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight off by a percent in one layer must not pass, and leaves no bundle."""
+
+    def spoiled(network: Any) -> dict[str, onnx.ModelProto]:
+        graphs = graphs_of(network)
+        weight = next(w for w in graphs["layer_01"].graph.initializer if w.name == "linear2_weight")
+        values = onnx.numpy_helper.to_array(weight) * np.float32(1.01)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        return graphs
+
+    monkeypatch.setattr(export.bundle, "graphs_of", spoiled)
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m.ckpt"))
+    with pytest.raises(VerifyError, match=r"layer_01 of .* differs from PyTorch"):
+        export_bundle(checkpoint, ExportOptions(tmp_path / "out" / "bundle"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_verify_sees_a_step_graph_that_differs_from_the_parts(tmp_path: Path) -> None:
+    folder, checkpoint = make_bundle(tmp_path)
+    other, _ = make_bundle(tmp_path / "other", seed=1)
+    (folder / "onnx/step.onnx").write_bytes((other / "onnx/step.onnx").read_bytes())
+    manifest = read_manifest(folder, verify_digests=False)
+    with pytest.raises(VerifyError, match="step of bundle differs"):
+        verify_bundle(folder, manifest, checkpoint)
+
+
+def test_relative_error_is_infinite_where_values_are_not_finite() -> None:
+    assert relative_error(np.array([1.0, np.nan]), np.array([1.0, 1.0])) == np.inf
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_or_ctrl_c_leaves_nothing_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    folder, _ = make_bundle(tmp_path)
+    before = (folder / MANIFEST_FILE).read_bytes()
+    other = read_checkpoint(write_checkpoint(tmp_path / "other.ckpt", seed=5))
+    written: list[Path] = []
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        written.append(path)
+        if len(written) == 3:
+            raise failure
+        with path.open("wb") as file:
+            return file.write(data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(type(failure)):
+        export_bundle(other, ExportOptions(folder, overwrite=True))
+    monkeypatch.undo()
+    assert (folder / MANIFEST_FILE).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "other.ckpt", "tiny.ckpt"]
+    read_manifest(folder)
+
+
+def test_the_same_checkpoint_again_keeps_the_bundle_and_another_needs_permission(tmp_path: Path) -> None:
+    folder, checkpoint = make_bundle(tmp_path)
+    stamp = (folder / MANIFEST_FILE).stat().st_mtime_ns
+    export_bundle(checkpoint, ExportOptions(folder))
+    assert (folder / MANIFEST_FILE).stat().st_mtime_ns == stamp
+    other = read_checkpoint(write_checkpoint(tmp_path / "other.ckpt", seed=5))
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        export_bundle(other, ExportOptions(folder))
+    assert export_bundle(other, ExportOptions(folder, overwrite=True)).source.checkpoint == "other.ckpt"
+    assert read_manifest(folder).source.digest == other.digest
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m.ckpt"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="not a usable bundle"):
+        export_bundle(checkpoint, ExportOptions(tmp_path / "mine", overwrite=True))
+    assert (tmp_path / "mine" / "thesis.txt").is_file()
+
+
+def _edit(folder: Path, change: Any) -> None:
+    path = folder / MANIFEST_FILE
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "onnx/layer_01.onnx").unlink(), "graph layer_01 of .* is missing"),
+        (lambda f: _flip_byte(f / "onnx/head.onnx"), "head.onnx of .* was changed after export"),
+        (lambda f: (f / MANIFEST_FILE).unlink(), "manifest.json is missing"),
+        (lambda f: (f / MANIFEST_FILE).write_text("{"), "is not valid JSON"),
+        (lambda f: _edit(f, lambda m: m.update(schema=2)), "has schema 2, this version reads schema 1"),
+        (lambda f: _edit(f, lambda m: m.update(colour="red")), "unknown key 'colour'"),
+        (lambda f: _edit(f, lambda m: m["network"].update(depth=3)), "network has the unknown key 'depth'"),
+        (lambda f: _edit(f, lambda m: m["network"].pop("d_ff")), "lacks the key 'd_ff'"),
+        (lambda f: _edit(f, lambda m: m["network"].update(d_ff="many")), "d_ff must be int, found 'many'"),
+        (lambda f: _edit(f, lambda m: m["tokens"]["frequency"].pop()), "has 14 entries, the network 15 tokens"),
+        (lambda f: _edit(f, lambda m: m["graphs"]["head"].update(file="../../etc/x")), "points outside the bundle"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_in_a_sentence(tmp_path: Path, damage: Any, says: str) -> None:
+    folder, _ = make_bundle(tmp_path)
+    damage(folder)
+    with pytest.raises(ManifestError, match=says):
+        read_manifest(folder)
+
+
+def _flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_manifest_survives_the_round_trip(tmp_path: Path) -> None:
+    folder, _ = make_bundle(tmp_path)
+    manifest = read_manifest(folder)
+    assert manifest.to_json() == (folder / MANIFEST_FILE).read_text()

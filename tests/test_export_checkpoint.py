@@ -1,0 +1,103 @@
+"""Checkpoints are found by name, read without executing anything, and refused in a sentence when unusable."""
+
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+from tests.tiny import checkpoint_content, write_checkpoint
+
+
+def test_latest_run_id_and_path_find_the_best_checkpoint(tmp_path: Path) -> None:
+    runs = tmp_path / "lightning_logs"
+    for age, (run, name) in enumerate(
+        [("new", "last.ckpt"), ("new", "epoch=3-val_loss=0.50.ckpt"), ("new", "epoch=9-val_loss=0.40.ckpt"),
+         ("old", "last.ckpt")]
+    ):  # fmt: skip
+        path = write_checkpoint(runs / run / "checkpoints" / name)
+        os.utime(path, (time.time() - 100 * age,) * 2)
+    best = runs / "new" / "checkpoints" / "epoch=9-val_loss=0.40.ckpt"
+    assert find_checkpoint("latest", runs) == find_checkpoint("new", runs) == best
+    assert find_checkpoint("old", runs).name == "last.ckpt"
+    assert find_checkpoint(str(best), runs) == best
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'other'.*runs: new, old"):
+        find_checkpoint("other", runs)
+
+
+def test_no_runs_at_all_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="none yet"):
+        find_checkpoint("latest", tmp_path / "nothing")
+
+
+def test_a_missing_or_truncated_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        read_checkpoint(tmp_path / "gone.ckpt")
+    path = write_checkpoint(tmp_path / "cut.ckpt")
+    data = path.read_bytes()
+    for size in (0, 10, len(data) // 2, len(data) - 50):
+        path.write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=r"cut\.ckpt"):
+            read_checkpoint(path)
+
+
+def _foreign(content: dict[str, Any]) -> Any:
+    del content["e2crf"]
+    return content
+
+
+def _nan(content: dict[str, Any]) -> Any:
+    content["state_dict"]["unembedder.weight"][0, 0] = float("nan")
+    return content
+
+
+def _without_layer(content: dict[str, Any]) -> Any:
+    del content["state_dict"]["backbone.layers.1.linear1.weight"]
+    return content
+
+
+def _other_schema(content: dict[str, Any]) -> Any:
+    content["e2crf"]["schema"] = 9
+    return content
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_foreign, "is not a checkpoint of e2crf"),
+        (lambda content: [1, 2], "holds a list, not a checkpoint"),
+        (_nan, "1 of 24 values of unembedder.weight are NaN"),
+        (_without_layer, "damaged or incomplete.*linear1.weight"),
+        (_other_schema, "has schema 9"),
+    ],
+)
+def test_an_unusable_checkpoint_is_refused(tmp_path: Path, spoil: Any, says: str) -> None:
+    path = write_checkpoint(tmp_path / "m.ckpt", spoil(checkpoint_content()))
+    with pytest.raises(CheckpointError, match=f"(?s){says}"):
+        read_checkpoint(path)
+
+
+class _Payload:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("form", ["zip", "pickle"])
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, form: str) -> None:
+    """The payload would create a file; it must not."""
+    mark, path = tmp_path / "executed", tmp_path / "evil.ckpt"
+    content = checkpoint_content() | {"callbacks": _Payload(f"touch {mark}")}
+    if form == "zip":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(_Payload(f"touch {mark}"), protocol=2))
+    with pytest.raises(CheckpointError, match=r"was not loaded|cannot be read"):
+        read_checkpoint(path)
+    assert not mark.exists()
