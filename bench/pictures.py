@@ -94,7 +94,7 @@ def spectral_density(series: Series) -> NDArray[np.float64]:
 
 
 def draw_spectrum(sets: dict[str, Series], path: Path) -> None:
-    """Energy by frequency: median (thick), 10th and 90th percentile (thin) of each set of series."""
+    """Energy by frequency of each set of series, real ones first: median, and 10th to 90th percentile."""
     looks = zip((BLACK, ORANGE, BLUE), ("-", "--", ":"), (2.2, 2.8, 3.4), strict=True)
     with _figure(path) as figure:
         axes = figure.subplots()
@@ -102,11 +102,14 @@ def draw_spectrum(sets: dict[str, Series], path: Path) -> None:
             density = spectral_density(series[np.isfinite(series).all(axis=(1, 2))])
             low, middle, high = np.quantile(density, [0.1, 0.5, 0.9], axis=0)
             axes.plot(middle, dash, color=colour, linewidth=width, label=name)
-            axes.plot(np.transpose([low, high]), dash, color=colour, linewidth=0.5 * width, alpha=0.7)
+            if colour is BLACK:  # the real series come first: a band to lie in
+                axes.fill_between(np.arange(len(middle)), low, high, color=colour, alpha=0.15, linewidth=0)
+            else:
+                axes.plot(np.transpose([low, high]), dash, color=colour, linewidth=0.5 * width, alpha=0.8)
         axes.set_yscale("log")
         axes.set_xlabel("frequency")
         axes.set_ylabel("energy (data units²)")
-        axes.set_title("Energy by frequency: median (thick), 10 and 90 % (thin)")
+        axes.set_title("Energy by frequency: median, and 10 to 90 % (band, thin)")
         axes.legend()
 
 
