@@ -53,8 +53,7 @@ class Row:
     marginal_frequency: float | None = None
     sw_time_over_floor: float | None = None
     sw_frequency_over_floor: float | None = None
-    paired_error: float | None = None  # median RMS to the same sample of `paired_with`, in data std
-    paired_with: str | None = None
+    paired_error: float | None = None  # data std; uncached against PyTorch, E2-CRF against uncached
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ score best. A file with one array of series is split into two random halves.
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,18 @@ def _with_channel(values: Series) -> Series:
     return values[:, :, None] if values.ndim == 2 else values
 
 
+def _arrays_of(path: Path) -> dict[str, Series]:
+    """The arrays of an npz by name, or that of an npy as `series`."""
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"series": loaded}
+            return {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise OptionError(f"{path} is not a whole npz or npy file of numbers ({error}); write it again") from error
+
+
 def read_reference(path: Path, part: Part = Part.TEST, seed: int = 0) -> Reference:
     """The reference in an npz with `train` and `test`, or in a file with one array; [n, N] means C = 1."""
     require(
@@ -85,11 +98,7 @@ def read_reference(path: Path, part: Part = Part.TEST, seed: int = 0) -> Referen
         f"no file {path}",
         "training writes one as reference.npz beside its checkpoints",
     )
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return reference_from_series(_with_channel(loaded), seed)
-    with loaded:
-        arrays = {name: _with_channel(loaded[name]) for name in loaded.files}
+    arrays = {name: _with_channel(values) for name, values in _arrays_of(path).items()}
     if set(arrays) == {str(p) for p in Part}:
         (other,) = set(Part) - {part}
         return Reference(arrays[part], arrays[other])

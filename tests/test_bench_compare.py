@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +129,12 @@ def test_scaled_times_and_left_out_samples_are_told(found: Comparison) -> None:
     assert "* timed over fewer steps and scaled up." in told
     assert "Not finite, so in no distance: 3 of slow." in told
     assert "FAILED: it got worse; refresh more." in told
+
+
+def test_without_a_checkpoint_neither_torch_nor_matplotlib_is_needed() -> None:
+    check = "import bench.compare, bench.report, sys; print({'torch', 'matplotlib', 'ot'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_progress_is_told_by_stage_and_never_runs_backwards(gaussian: CompareOptions) -> None:

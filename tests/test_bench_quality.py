@@ -189,6 +189,11 @@ def test_references_that_cannot_judge_are_an_error(tmp_path: Path) -> None:
     np.savez(tmp_path / "odd.npz", a=waves(4, 0), b=waves(4, 0))
     with pytest.raises(ValueError, match=r"train and test, or one array, found \['a', 'b'\]; write it again"):
         read_reference(tmp_path / "odd.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "odd.npz").read_bytes()[:100])
+    (tmp_path / "text.npy").write_text("not an array")
+    for name in ("cut.npz", "text.npy"):
+        with pytest.raises(ValueError, match=r"is not a whole npz or npy file of numbers .*; write it again"):
+            read_reference(tmp_path / name)
     with pytest.raises(ValueError, match="the same N and C"):
         Reference(waves(4, 0), waves(4, 0, 2))
     with pytest.raises(ValueError, match="n of 2 or more, found"):
