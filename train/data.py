@@ -92,12 +92,16 @@ class EpochOrder(Sampler[int]):
         return self.num
 
 
-def train_batches(tokens: Tokens, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
+def training_batches(tokens: Tokens, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
     """Shuffled batches of the training split; the last one of an epoch may be smaller."""
-    data = TensorDataset(torch.from_numpy(tokens.train))
-    return DataLoader(data, batch_size, sampler=EpochOrder(len(data), seed))
+    return _batches(tokens.train, batch_size, EpochOrder(len(tokens.train), seed))
 
 
-def test_batches(tokens: Tokens, batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+def validation_batches(tokens: Tokens, batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of the test split, in order."""
-    return DataLoader(TensorDataset(torch.from_numpy(tokens.test)), batch_size)
+    return _batches(tokens.test, batch_size)
+
+
+def _batches(z: Array, batch_size: int, order: EpochOrder | None = None) -> DataLoader[tuple[Tensor, ...]]:
+    # A loader draws a seed for its workers; from its own generator, so that the global one is not moved on.
+    return DataLoader(TensorDataset(torch.from_numpy(z)), batch_size, sampler=order, generator=torch.Generator())

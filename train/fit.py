@@ -7,6 +7,7 @@ was interrupted, from its start.
 
 import csv
 import logging
+import math
 import signal
 import sys
 import threading
@@ -14,15 +15,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from train.averaging import WarmedUpEMA
 from train.config import TrainOptions
-from train.data import Tokens, test_batches, train_batches
+from train.data import Tokens, training_batches, validation_batches
 from train.errors import ConfigError
 from train.folder import RunFolder
 from train.module import ScoreModule
@@ -34,6 +37,17 @@ CHATTER = (  # hints that do not apply: the data is in memory, the folder is our
     "The number of training batches .* is smaller than the logging interval",
     ".isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 against torch 2.13
 )
+
+
+class Progress(RichProgressBar):  # type: ignore[misc]  # mypy takes Lightning's classes for Any
+    """A bar per epoch, with the losses in a format that shows them."""
+
+    def __init__(self) -> None:
+        super().__init__(theme=RichProgressBarTheme(metrics_format=".2e"))
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        """Lightning's metrics without the version number of its logger."""
+        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
 
 
 def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
@@ -55,7 +69,7 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
     if options.run.ema is not None:
         callbacks.append(WarmedUpEMA(options.run.ema))
     if on_terminal := sys.stdout.isatty():
-        callbacks.append(RichProgressBar())
+        callbacks.append(Progress())
     try:
         with quiet_lightning():
             return Trainer(
@@ -87,12 +101,13 @@ def fit(
         _keep_metrics(trainer.logger, folder, epochs_done)
         trainer.fit(
             module,
-            train_batches(tokens, batch_size, module.seed),
-            test_batches(tokens, batch_size),
+            training_batches(tokens, batch_size, module.seed),
+            validation_batches(tokens, batch_size),
             ckpt_path=folder.last if epochs_done else None,
             weights_only=True,
         )
-    return folder.checkpoints / Path(trainer.checkpoint_callback.best_model_path).name
+    best = Path(trainer.checkpoint_callback.best_model_path)
+    return folder.checkpoints / (best.name or folder.last.name)  # a finished run that was moved forgets its best
 
 
 def _keep_metrics(logger: CSVLogger, folder: RunFolder, epochs_done: int) -> None:
@@ -100,8 +115,15 @@ def _keep_metrics(logger: CSVLogger, folder: RunFolder, epochs_done: int) -> Non
     rows: list[dict[str, str]] = []
     if folder.metrics.is_file():
         with folder.metrics.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epochs_done]
+            rows = [row for row in csv.DictReader(file) if _epoch(row) < epochs_done]
     logger.experiment.metrics.extend(rows)
+    logger.save()
+
+
+def _epoch(row: dict[str, str]) -> float:
+    """The epoch of a row; infinite for one that was cut off in writing."""
+    epoch = row.get("epoch") or ""
+    return int(epoch) if epoch.isdigit() else math.inf
 
 
 @contextmanager

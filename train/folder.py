@@ -53,12 +53,17 @@ class RunFolder:
         """The losses by epoch."""
         return self.path / "metrics.csv"
 
+    @property
+    def how_to_resume(self) -> str:
+        """The overrides that continue the run."""
+        return f"log_dir={self.path.parent} run_id={self.run_id} resume=true"
+
     def require_new(self) -> None:
         """Raise if there is a run of this name already."""
         if self.path.exists():
             raise RunError(
                 f"a run must have its own folder, found {self.path} in use; "
-                f"choose another run_id, or continue that run with run_id={self.run_id} resume=true"
+                f"choose another run_id, or continue that run with {self.how_to_resume}"
             )
 
     def stored_config(self) -> DictConfig:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from train.checkpoint import KEY, ModelFacts, is_same
+from train.checkpoint import KEY, ModelFacts, agree
 from train.config import TrainOptions, compose_config, options_from_config, resumed_config
 from train.data import Tokens, tokens_from_series
 from train.errors import DataError, InterruptedRun, RunError, TrainError
@@ -49,9 +49,7 @@ def train(overrides: Sequence[str] = ()) -> Path:
         return fit(trainer, module, tokens, options.dataset.batch_size, folder, epochs_done)
     except KeyboardInterrupt as stop:
         kept = f"{folder.last} holds the last finished epoch" if folder.last.is_file() else "no epoch was finished"
-        raise InterruptedRun(
-            f"training was interrupted; {kept}; continue with run_id={folder.run_id} resume=true"
-        ) from stop
+        raise InterruptedRun(f"training was interrupted, {kept}; continue with {folder.how_to_resume}") from stop
 
 
 def _open_run(overrides: Sequence[str]) -> tuple[DictConfig, TrainOptions, RunFolder]:
@@ -88,7 +86,7 @@ def _epochs_done(folder: RunFolder, facts: ModelFacts) -> int:
     if not folder.last.is_file():
         return 0
     checkpoint: dict[str, Any] = torch.load(folder.last, map_location="cpu", weights_only=True)
-    if not is_same(checkpoint[KEY], facts.to_dict()):
+    if not agree(checkpoint[KEY], facts.to_dict()):
         raise DataError(
             f"{folder.last} must be resumed on its own data, found data of another mean, std or shape; "
             "set datamodule.data_dir to what the run was started with, or start a new run"
@@ -111,8 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code: 0 done, 1 the run failed, 2 wrong use or bad data, 130 Ctrl-C."""
     overrides = sys.argv[1:] if arguments is None else list(arguments)
     if {"-h", "--help"} & set(overrides):
-        from omegaconf import OmegaConf
-
         print(USAGE, OmegaConf.to_yaml(compose_config([])), sep="\n", end="")
         return 0
     try:

@@ -54,7 +54,8 @@ class Dataset(ABC):
 
 def as_series(values: NDArray[np.floating], source: Path | str) -> Array:
     """The values [n, N, C] as contiguous float32, refused where one is not finite."""
-    series = np.ascontiguousarray(values, dtype=np.float32)
+    with np.errstate(over="ignore"):  # too large for float32: infinite, and found below
+        series = np.ascontiguousarray(values, dtype=np.float32)
     if not np.isfinite(series).all():
         sample, step, channel = np.argwhere(~np.isfinite(series))[0]
         raise DataError(

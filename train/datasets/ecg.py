@@ -44,7 +44,8 @@ class Ecg(Dataset):
 def _read_beats(path: Path) -> Array:
     """All beats of a file, [n, 187, 1]."""
     try:
-        table = pd.read_csv(path, header=None, dtype=np.float32).to_numpy()
+        with np.errstate(over="ignore"):  # too large for float32: infinite, and found below
+            table = pd.read_csv(path, header=None, dtype=np.float32).to_numpy()
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise _fault(path) or DataError(f"{path} cannot be read ({error}); download it again") from error
     if table.shape[1] != NUM_COLUMNS or not np.isfinite(table).all():
@@ -77,7 +78,7 @@ def _fault_of_row(cells: list[str]) -> str | None:
         return f" must have {NUM_COLUMNS} columns ({NUM_STEPS} values and a label), found {len(cells)}"
     for column, cell in enumerate(cells, start=1):
         try:
-            finite = np.isfinite(np.float32(cell))
+            finite = abs(float(cell)) <= float(np.finfo(np.float32).max)
         except ValueError:
             finite = False
         if not finite:
