@@ -4,6 +4,7 @@ On a terminal the table is drawn by rich, anywhere else it is Markdown that can 
 goes to stderr and only to a terminal. `write_results` keeps what a bench made: table, pictures, samples.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def cells_of(row: Row) -> list[str]:
     return [
         row.rival,
         _number(row.steps, "d"),
-        _number(row.ms_per_sample, ".4g") + ("*" if (row.measured_steps or 0) < (row.steps or 0) else ""),
+        _milliseconds(row.ms_per_sample) + ("*" if (row.measured_steps or 0) < (row.steps or 0) else ""),
         _number(row.speedup, ".3g") + ("x" if row.speedup is not None else MISSING),
         _number(row.passes, ".4g"),
         _number(row.hit_rate, ".1%"),
@@ -129,10 +130,16 @@ def _number(value: float | None, form: str) -> str:
     return MISSING if value is None else format(value, form)
 
 
+def _milliseconds(value: float | None) -> str:
+    return _number(value, ".3g" if value is not None and value < 100 else ",.0f")
+
+
 def _distance(value: float | None, low: float | None, high: float | None) -> str:
     if value is None or low is None or high is None:
         return MISSING
-    return f"{value:.3g} ± {(high - low) / 2:.1g}"
+    half = (high - low) / 2
+    decimals = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 3  # two digits of the half width
+    return f"{value:.{decimals}f} ± {half:.{decimals}f}"
 
 
 def _loss(loss: Loss) -> str:

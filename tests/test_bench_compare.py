@@ -121,6 +121,15 @@ def test_a_terminal_gets_a_drawn_table(found: Comparison, monkeypatch: pytest.Mo
     assert json.loads(out.getvalue().splitlines()[-1])["schema"] == 1
 
 
+def test_figures_have_as_many_digits_as_they_are_sure_of() -> None:
+    cells = cells_of(Row("a", ms_per_sample=58_321.4, sw_time=0.05563, sw_time_low=0.0506, sw_time_high=0.0606))
+    assert (cells[2], cells[6]) == ("58,321", "0.0556 ± 0.0050")
+    cells = cells_of(Row("a", ms_per_sample=7.456, sw_time=246.4, sw_time_low=236.0, sw_time_high=257.0))
+    assert (cells[2], cells[6]) == ("7.46", "246 ± 10")
+    exact = cells_of(Row("mean sample", sw_time=0.1881, sw_time_low=0.1881, sw_time_high=0.1881))
+    assert exact[6] == "0.188 ± 0.000"
+
+
 def test_scaled_times_and_left_out_samples_are_told(found: Comparison) -> None:
     scaled = Row("slow", steps=100, measured_steps=10, ms_per_sample=5.0, num_samples=4, num_left_out=3)
     record = replace(found.record, rows=(scaled,), failures=("it got worse; refresh more",))
