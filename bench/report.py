@@ -1,16 +1,18 @@
 """A record as people read it: one table, its conditions in a sentence, the verdict; then one line of JSON.
 
-On a terminal the table is drawn by rich, anywhere else it is Markdown that can be pasted as it is. Progress
-goes to stderr and only to a terminal. `write_results` keeps what a bench made: table, pictures, samples.
+On a terminal the table is drawn by rich (in two parts where it is narrow), anywhere else it is Markdown
+that can be pasted as it is. Progress goes to stderr and only to a terminal. `write_results` keeps what a
+bench made: table, pictures, samples.
 """
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -35,6 +37,8 @@ COLUMNS = (
 )
 MISSING = ""
 TABLE_FILE = "table.md"
+_NUM_COST = 6  # columns of what a rival is and costs; the others are of quality
+_WIDE = 112  # characters that all columns need side by side
 
 
 def cells_of(row: Row) -> list[str]:
@@ -91,17 +95,25 @@ def show(record: Record, out: TextIO | None = None) -> None:
     stream = out or sys.stdout
     if stream.isatty():
         console = Console(file=stream)
-        table = Table(*COLUMNS, title="One model, one noise, one time grid")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in record.rows:
-            table.add_row(*cells_of(row))
-        console.print(table)
+        narrow = [range(_NUM_COST), [0, *range(_NUM_COST, len(COLUMNS))]]
+        for columns in [range(len(COLUMNS))] if console.width >= _WIDE else narrow:
+            console.print(_table(record, columns))
         for note in notes_of(record):
             console.print(note, highlight=False, markup=False)
     else:
         stream.write(markdown_of(record) + "\n")
     stream.write(record.to_line() + "\n")
+
+
+def _table(record: Record, columns: Iterable[int]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index in columns:
+        side: Literal["left", "right"] = "right" if index else "left"
+        table.add_column(COLUMNS[index].replace(" ", "\n"), justify=side, no_wrap=True)
+    for row in record.rows:
+        cells = cells_of(row)
+        table.add_row(*(cells[index] for index in columns))
+    return table
 
 
 def write_results(found: Comparison, folder: Path) -> list[Path]:

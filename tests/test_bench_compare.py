@@ -111,13 +111,19 @@ def test_the_table_has_every_rival_and_json_comes_last(found: Comparison) -> Non
     assert "FAILED" not in out.getvalue()
 
 
-def test_a_terminal_gets_a_drawn_table(found: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+@pytest.mark.parametrize("width", [200, 80])
+def test_a_terminal_gets_a_drawn_table_that_fits(
+    found: Comparison, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "dumb")  # no colours, so that a line is as long as it looks
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: True)
     show(found.record, out)
-    assert "│" in out.getvalue()
-    assert "fake, fewer steps" in out.getvalue()
+    shown = out.getvalue().splitlines()[:-1]
+    assert max(len(line) for line in shown) <= width
+    assert sum("fake, fewer steps" in line for line in shown) == (1 if width == 200 else 2)
+    assert not any("…" in line for line in shown)
     assert json.loads(out.getvalue().splitlines()[-1])["schema"] == 1
 
 
