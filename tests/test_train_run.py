@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,20 @@ def test_resuming_needs_a_run_and_its_own_data(best: Path, tmp_path: Path, monke
     monkeypatch.setattr(Synthetic, "read", lambda self: read(Synthetic(kind="synthetic", max_len=N, random_seed=1)))
     with pytest.raises(DataError, match="must be resumed on its own data"):
         train([f"log_dir={best.parents[2]}", "run_id=first", "resume=true"])
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [("checkpoints/last.ckpt", "must be a whole checkpoint"), ("train_config.yaml", "must be the config of a run")],
+)
+@pytest.mark.parametrize("content", [b"", b"a: [", b"\x80\x04damaged"])
+def test_resuming_a_damaged_run_is_a_sentence(
+    best: Path, tmp_path: Path, file: str, sentence: str, content: bytes
+) -> None:
+    shutil.copytree(best.parents[1], tmp_path / "first")
+    (tmp_path / "first" / file).write_bytes(content)
+    with pytest.raises(RunError, match=sentence):
+        train([f"log_dir={tmp_path}", "run_id=first", "resume=true"])
 
 
 def test_a_diverged_loss_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

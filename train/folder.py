@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from train.datasets import Series
 from train.errors import RunError
@@ -74,8 +76,13 @@ class RunFolder:
                 f"resume=true continues a run, found none at {self.path} ({CONFIG_FILE} is missing); "
                 "check run_id and log_dir, or leave resume out to start it"
             )
-        config = OmegaConf.load(file)
-        assert isinstance(config, DictConfig)
+        try:
+            config = OmegaConf.load(file)
+        except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+            problem = str(error).splitlines()[0]
+            raise RunError(f"{file} must be the config of a run, found {problem:.80}; restore it") from error
+        if not (isinstance(config, DictConfig) and {"datamodule", "score_model", "trainer"} <= config.keys()):
+            raise RunError(f"{file} must be the config of a run, found parts of it missing; restore it")
         return config
 
     def write(self, config: DictConfig, series: Series) -> None:

@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -85,13 +87,28 @@ def _epochs_done(folder: RunFolder, facts: ModelFacts) -> int:
     """How many epochs `last.ckpt` holds, 0 if there is none; raise if it was trained on other data."""
     if not folder.last.is_file():
         return 0
-    checkpoint: dict[str, Any] = torch.load(folder.last, map_location="cpu", weights_only=True)
-    if not agree(checkpoint[KEY], facts.to_dict()):
+    found, epoch = _read_last(folder.last)
+    if not agree(found, facts.to_dict()):
         raise DataError(
             f"{folder.last} must be resumed on its own data, found data of another mean, std or shape; "
             "set datamodule.data_dir to what the run was started with, or start a new run"
         )
-    return int(checkpoint["epoch"]) + 1
+    return epoch + 1
+
+
+def _read_last(path: Path) -> tuple[Any, int]:
+    """The facts and the epoch in a checkpoint of ours."""
+    try:
+        if not is_zipfile(path):  # on other bytes torch.load may raise anything
+            raise RuntimeError("not a zip archive")
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return checkpoint[KEY], int(checkpoint["epoch"])
+    except (OSError, RuntimeError, UnpicklingError, KeyError) as error:
+        problem = str(error).splitlines()[0]
+        raise RunError(
+            f"{path} must be a whole checkpoint of this tool, found one that cannot be read ({problem:.80}); "
+            "put a copy of the run's best checkpoint there, or start a new run"
+        ) from error
 
 
 def _module(options: TrainOptions, tokens: Tokens, facts: ModelFacts) -> ScoreModule:
