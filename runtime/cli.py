@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -287,10 +286,7 @@ def _run(command: Callable[[], Any]) -> int:
     try:
         code = command()
         return code if isinstance(code, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("stopped")
         return 130
     except ModuleNotFoundError as error:
@@ -302,8 +298,17 @@ def _run(command: Callable[[], Any]) -> int:
         code = _told(error)
         if code is None:
             raise
-        _say(f"error: {error}")
+        _say(f"error: {_sentence(error)}")
         return code
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; for wrong use of a command also where its help is."""
+    if not hasattr(error, "format_message"):
+        return str(error)
+    context = getattr(error, "ctx", None)
+    path = "e2crf" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
 
 
 _EXTRAS = {

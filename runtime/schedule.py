@@ -28,14 +28,14 @@ Table = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Tables of one trajectory: [T] per step, or [T, N, 1] per step and token."""
+    """Tables of one trajectory: [T] per step, [T, N, 1] per step and token, [T, N, C] per channel too."""
 
     times: Times  # [T]
     prior_scale: Table  # [N, 1], the prior is prior_scale * e
-    gaussian: Table  # [T, N, 1], g(z, t) = gaussian z
+    gaussian: Table  # [T, N, C], g(z, t) = gaussian z
     score_to_data: Table  # [T, N, 1], z0 = latent_to_data z + score_to_data score
     latent_to_data: Table  # [T]
-    from_latent: Table  # [T, N, 1] of the reuse mode
+    from_latent: Table  # [T, N, C or 1] of the reuse mode
     from_value: Table  # [T, N, 1] of the reuse mode
     step_latent: Table  # [T], the solver: z_next = step_latent z + step_data z0 + step_noise e
     step_data: Table  # [T]
@@ -52,8 +52,7 @@ def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, reuse: Reuse
     process = process_from_facts(manifest.diffusion.process, manifest.diffusion.parameters)
     times = uniform_times(num_steps, manifest.diffusion.eps)
     shape = np.asarray(manifest.tokens.noise_shape)[None, :, None]  # G, [1, N, 1]
-    std = np.asarray(manifest.standardisation.std)
-    varies = np.any(std > 0, axis=1).reshape(1, -1, 1)
+    varies = np.asarray(manifest.standardisation.std)[None] > 0  # [1, N, C]
     alpha, sigma = process.alpha(times)[:, None, None], process.sigma(times)[:, None, None]
     gaussian = varies * alpha / (alpha**2 + (sigma * shape) ** 2)
     score_to_data = (sigma * shape) ** 2 / alpha
