@@ -162,12 +162,12 @@ def draw_cost(record: Record, path: Path) -> None:
         for row in record.rows:
             if row.rival == FLOOR and row.sw_time is not None:
                 axes.axhline(row.sw_time, color=BLACK, linestyle="--", linewidth=1.5, label=row.rival)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.margins(x=0.1)
-        axes.set_ylim(bottom=0.0)
+        axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.set_minor_locator(NullLocator())
+        axes.margins(0.12)
         axes.set_xlabel("cost of a sample in network passes")
         axes.set_ylabel("SW distance (data units)")
         axes.set_title("Distance to real series against cost: lower left is better")
