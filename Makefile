@@ -40,16 +40,16 @@ bench: $(READY)
 # --- the demo: every step is a command that anyone can type -----------------------------------------
 
 DEMO_NAME := $(if $(DATA),demo-ecg,demo-gunpoint)
-DEMO_DATA := $(if $(DATA),datamodule=ecg datamodule.data_dir=$(DATA),datamodule=ucr datamodule.name=GunPoint)
+DEMO_DATA := $(if $(DATA),datamodule=ecg datamodule.data_dir=$(DATA) datamodule.batch_size=32 trainer.max_epochs=60,\
+  datamodule=ucr datamodule.name=GunPoint datamodule.batch_size=25 trainer.max_epochs=400)
 DEMO_MODEL := score_model.num_layers=4 score_model.n_head=4 score_model.d_ff=288 score_model.dropout=0.0
 DEMO_RUN := lightning_logs/$(DEMO_NAME)
-DEMO_EPOCHS ?= 400
 
 demo: demo/$(DEMO_NAME)/table.md
 	@echo && cat $< && echo "Samples and pictures: $(dir $<)"
 
 $(DEMO_RUN)/trained: $(READY)
-	$(E2CRF) train $(DEMO_DATA) $(DEMO_MODEL) trainer.max_epochs=$(DEMO_EPOCHS) run_id=$(DEMO_NAME) \
+	$(E2CRF) train $(DEMO_DATA) $(DEMO_MODEL) run_id=$(DEMO_NAME) \
 	  resume=$(if $(wildcard $(DEMO_RUN)),true,false)
 	touch $@
 

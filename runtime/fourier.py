@@ -41,7 +41,8 @@ def idft(tokens: Array) -> Array:
 def frequencies(num_tokens: int) -> NDArray[np.int64]:
     """The frequency f(k) of every token k, [N]; both tokens of a frequency carry the same number."""
     num_real = num_real_tokens(num_tokens)
-    return np.concatenate([np.arange(num_real), np.arange(1, num_tokens - num_real + 1)]).astype(np.int64)
+    index = np.arange(num_tokens, dtype=np.int64)
+    return np.where(index < num_real, index, index - num_real + 1)
 
 
 def noise_shape(num_tokens: int) -> NDArray[np.float64]:
