@@ -12,6 +12,7 @@ was drawn before it.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,7 +28,7 @@ from runtime.cache.stats import Recorder, Stats
 from runtime.errors import parse_word, require
 from runtime.fourier import idft
 from runtime.noise import NoiseStream
-from runtime.schedule import Schedule, schedule_of
+from runtime.schedule import schedule_of
 from runtime.score import Graphs, ScoreNetwork, has_kv
 from runtime.sde import process_from_facts
 from runtime.solvers import Solver
@@ -77,6 +78,7 @@ class Model:
         self.backend = backend
         self._graphs = parse_word(Graphs, graphs, "graph set")
         self.tokens = TokenFacts(np.asarray(manifest.tokens.frequency, np.int64), self._obstacle())
+        self.schedule = lru_cache(maxsize=4)(partial(schedule_of, manifest))  # by (solver, steps, reuse mode)
 
     def _obstacle(self) -> str | None:
         if self.manifest.diffusion.domain == "time":
@@ -163,7 +165,7 @@ class _Run:
         reuse = parse_word(Reuse, options.reuse, "reuse mode")
         process = process_from_facts(manifest.diffusion.process, manifest.diffusion.parameters)
         self._model, self._seed, self._on_step = model, seed, on_step
-        self._schedule: Schedule = schedule_of(manifest, solver, num_steps, reuse)
+        self._schedule = model.schedule(solver, num_steps, reuse)
         self._steps = steps_of(process, self._schedule.times)
         self._policy = options.concrete(model.tokens, num_steps)
         self._linear = reuse.is_linear

@@ -10,6 +10,7 @@ The directions of the knobs: larger K, smaller R, smaller low_every and smaller 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +69,7 @@ class Step:
     signal: float
 
 
-@dataclass(frozen=True)
-class Signals:
+class Signals(NamedTuple):  # a tuple, since one is made at every step
     """What a policy may look at."""
 
     since_refresh: int | None  # steps since all tokens were recomputed; None: never yet
@@ -83,12 +83,13 @@ class Decision:
     tokens: NDArray[np.int64] | None = None
 
 
+_PRIOR, _FIRST, _REFRESH, _REUSE = (Decision(event) for event in (Event.PRIOR, Event.FIRST, Event.REFRESH, Event.REUSE))
 Policy = Callable[[Step, Signals], Decision]
 
 
 def never(step: Step, signals: Signals) -> Decision:
     """Recompute everything at every step."""
-    return Decision(Event.FIRST if signals.since_refresh is None else Event.REFRESH)
+    return _FIRST if signals.since_refresh is None else _REFRESH
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,14 @@ class Interval:
         """Decide a step."""
         age = signals.since_refresh
         if step.signal < self.alpha_prior:
-            return Decision(Event.PRIOR)
+            return _PRIOR
         if age is None:
-            return Decision(Event.FIRST)
+            return _FIRST
         if age >= self.R:
-            return Decision(Event.REFRESH)
+            return _REFRESH
         if self.low_tokens.size and age % self.low_every == 0:
             return Decision(Event.LOW, self.low_tokens)
-        return Decision(Event.REUSE)
+        return _REUSE
 
 
 @dataclass(frozen=True)

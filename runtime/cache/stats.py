@@ -1,13 +1,12 @@
 """What was recomputed, when, and what it saved."""
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.cache.policy import Decision
+from runtime.cache.policy import Decision, Event
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Stats:
     num_tokens: int
     recomputed: NDArray[np.int64]  # [T, F]: tokens recomputed, by step and frequency, summed over samples
     tokens_per_frequency: NDArray[np.int64]  # [F]
-    events: tuple[dict[str, int], ...]  # by step: event -> number of samples
+    events: NDArray[np.int64]  # [T, E]: samples by step and event, in the order of `Event`
     cache_bytes: int  # K/V caches of one batch
     state_bytes: int  # the other arrays of one trajectory, O(B N C)
     num_diverged: int  # samples that are not finite or far outside the data
@@ -42,10 +41,8 @@ class Stats:
     @property
     def event_counts(self) -> dict[str, int]:
         """How many (sample, step) pairs each event took."""
-        total: Counter[str] = Counter()
-        for events in self.events:
-            total.update(events)
-        return dict(total)
+        totals = zip(Event, self.events.sum(axis=0).tolist(), strict=True)
+        return {str(event): count for event, count in totals if count}
 
     def summary(self) -> dict[str, Any]:
         """The record in plain numbers, for JSON."""
@@ -62,6 +59,9 @@ class Stats:
         }
 
 
+_COLUMN = {event: column for column, event in enumerate(Event)}
+
+
 class Recorder:
     """Collects what the batches of one `sample` call did."""
 
@@ -69,12 +69,12 @@ class Recorder:
         self._frequency = frequency
         self._per_frequency = np.bincount(frequency)
         self._recomputed = np.zeros((num_steps, len(self._per_frequency)), np.int64)
-        self._events: list[Counter[str]] = [Counter() for _ in range(num_steps)]
+        self._events = np.zeros((num_steps, len(Event)), np.int64)
         self.cache_bytes = self.state_bytes = 0
 
     def record(self, i: int, decision: Decision, batch: int) -> None:
         """Note the decision of step i for a batch of samples."""
-        self._events[i][decision.event] += batch
+        self._events[i, _COLUMN[decision.event]] += batch
         if decision.event.is_full:
             self._recomputed[i] += batch * self._per_frequency
         elif decision.tokens is not None:
@@ -84,8 +84,7 @@ class Recorder:
     def add(self, batch: "Recorder") -> None:
         """Take over what a finished batch noted."""
         self._recomputed += batch._recomputed
-        for events, more in zip(self._events, batch._events, strict=True):
-            events.update(more)
+        self._events += batch._events
         self.cache_bytes = max(self.cache_bytes, batch.cache_bytes)
         self.state_bytes = max(self.state_bytes, batch.state_bytes)
 
@@ -97,7 +96,7 @@ class Recorder:
             num_tokens=len(self._frequency),
             recomputed=self._recomputed,
             tokens_per_frequency=self._per_frequency,
-            events=tuple(dict(events) for events in self._events),
+            events=self._events,
             cache_bytes=self.cache_bytes,
             state_bytes=self.state_bytes,
             num_diverged=num_diverged,
