@@ -100,16 +100,17 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         uncached.contender.name: rounding,
         cached.contender.name: paired_error(cached.samples.series, uncached.samples.series, reference),
     }
+    yardsticks = bench.yardsticks()
     record = Record(
         created=now(),
         model=_facts(model.manifest),
         options=plain(asdict(options)),
         machine=machine,
         baseline=None if pytorch is None else pytorch.choice,
-        rows=_rows(timings, drawn, paired, bench.yardsticks()),
+        rows=_rows(timings, drawn, paired, yardsticks),
         loss_time=loss(cached.quality.time, uncached.quality.time, options.quality.level),
         loss_frequency=loss(cached.quality.frequency, uncached.quality.frequency, options.quality.level),
-        failures=failures_of(cached.quality, uncached.quality, options.max_sw_loss),
+        failures=failures_of(cached.quality, uncached.quality, yardsticks[MEAN_SAMPLE], options.max_sw_loss),
     )
     write_records(options.bundle / REPORTS / RECORD_FILE, [record])
     return Comparison(record, reference, uncached.samples, cached.samples)

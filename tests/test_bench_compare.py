@@ -16,7 +16,7 @@ from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compar
 from bench.contenders import fewer_steps
 from bench.gate import failures_of
 from bench.latency import RaceOptions
-from bench.quality import QualityOptions, judge
+from bench.quality import QualityOptions, judge, mean_sample
 from bench.records import Row, read_records
 from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show, write_results
 from runtime.cache.policy import E2CRF
@@ -181,15 +181,23 @@ def test_the_progress_bar_is_quiet_away_from_a_terminal(capfd: pytest.CaptureFix
 def test_the_gate_fails_on_spoilt_samples(found: Comparison, spoil, sentence: str) -> None:  # type: ignore
     uncached = judge(found.uncached.series, found.reference, QUICK)
     spoilt = judge(spoil(found.cached.series), found.reference, QUICK)
-    failures = failures_of(spoilt, uncached, 0.05)
+    failures = failures_of(spoilt, uncached, mean_sample(found.reference, QUICK), 0.05)
     assert failures
     assert any(re.search(sentence, failure) for failure in failures)
 
 
 def test_the_gate_passes_good_samples_and_is_off_when_not_asked_for(found: Comparison) -> None:
     uncached = judge(found.uncached.series, found.reference, QUICK)
-    assert failures_of(judge(found.cached.series, found.reference, QUICK), uncached, 0.0 + 1e-3) == ()
-    assert failures_of(judge(found.cached.series * 5, found.reference, QUICK), uncached, None) == ()
+    mean = mean_sample(found.reference, QUICK)
+    assert failures_of(judge(found.cached.series, found.reference, QUICK), uncached, mean, 1e-3) == ()
+    assert failures_of(judge(found.cached.series * 5, found.reference, QUICK), uncached, mean, None) == ()
+
+
+def test_the_gate_trusts_no_loss_against_samples_that_are_broken_themselves(found: Comparison) -> None:
+    broken = judge(found.uncached.series * 5, found.reference, QUICK)
+    failures = failures_of(broken, broken, mean_sample(found.reference, QUICK), 0.05)
+    assert len(failures) == 2
+    assert all("so that a loss says nothing; train longer" in failure for failure in failures)
 
 
 def test_all_that_was_made_can_be_kept(found: Comparison, tmp_path: Path) -> None:
