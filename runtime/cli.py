@@ -18,6 +18,7 @@ from export.manifest import PLAN_FILE, ManifestError, read_manifest
 from runtime.backends.base import BackendName
 from runtime.cache.policy import E2CRF
 from runtime.errors import BackendError, OptionError, require
+from runtime.progress import stages, steps_progress
 from runtime.sampler import Interrupted, Samples, load
 from runtime.score import Graphs
 from runtime.solvers import Solver
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 BUNDLES = Path("bundles")
+STOPPED = 130  # exit code of Ctrl-C
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")]
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
@@ -67,7 +69,8 @@ def export(
 
     checkpoint = read_checkpoint(find_checkpoint(model))
     folder = bundle or BUNDLES / (checkpoint.run_id or checkpoint.path.stem)
-    manifest = export_bundle(checkpoint, ExportOptions(folder, overwrite), (lambda _: None) if as_json else _say)
+    with stages() as tell:
+        manifest = export_bundle(checkpoint, ExportOptions(folder, overwrite), tell)
     result = {"bundle": str(folder), "graphs": len(manifest.graphs), "parity": manifest.parity}
     _finish(result, as_json, f"{folder}: {len(manifest.graphs)} graphs, {_parity(manifest.parity)}")
 
@@ -84,8 +87,10 @@ def verify(
     """
     from export.verify import verify_bundle
 
-    manifest = read_manifest(bundle)
-    errors = verify_bundle(bundle, manifest, _checkpoint_of(bundle, model))
+    manifest, checkpoint = read_manifest(bundle), _checkpoint_of(bundle, model)
+    with stages() as tell:
+        tell("verifying against PyTorch")
+        errors = verify_bundle(bundle, manifest, checkpoint)
     _finish({"bundle": str(bundle), "parity": errors}, as_json, f"{bundle}: {_parity(errors)}")
 
 
@@ -132,7 +137,6 @@ def sample(
     Example: e2crf sample bundles/ecg -n 1000 --out samples.npz
     """
     from runtime.output import prepare_output, write_samples
-    from runtime.progress import steps_progress
 
     prepare_output(out, overwrite=overwrite)
     knobs = {"policy": policy, "R": refresh, "K": low, "low_every": low_every, "reuse": reuse,
@@ -285,10 +289,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(command: Callable[[], Any]) -> int:
     try:
         code = command()
+        if code == STOPPED:  # typer's word for Ctrl-C
+            _say("stopped; nothing else was changed")
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        _say("stopped")
-        return 130
     except ModuleNotFoundError as error:
         if (extra := _EXTRAS.get(str(error.name).partition(".")[0])) is None:
             raise
@@ -304,6 +307,9 @@ def _run(command: Callable[[], Any]) -> int:
 
 def _sentence(error: Exception) -> str:
     """What an error says; for wrong use of a command also where its help is."""
+    if isinstance(error, OSError):
+        what = f"cannot write or read {error.filename}" if error.filename else "cannot write or read a file"
+        return f"{what}: {error.strerror or error}; nothing was replaced: make room or choose another place"
     if not hasattr(error, "format_message"):
         return str(error)
     context = getattr(error, "ctx", None)
@@ -319,7 +325,6 @@ _EXTRAS = {
     "omegaconf": "train",
     "aeon": "train",
     "matplotlib": "bench",
-    "ot": "bench",
 }
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 _ROOMS = {
     "train": ("torch", "lightning", "hydra-core", "aeon", "pandas"),
     "export": ("torch", "onnx"),
-    "bench": ("torch", "matplotlib", "POT"),
+    "bench": ("torch", "matplotlib"),
 }
 
 

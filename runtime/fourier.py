@@ -22,7 +22,10 @@ def num_real_tokens(num_tokens: int) -> int:
 
 
 def dft(x: Array) -> Array:
-    """Series [B, N, C] in the time domain -> tokens [B, N, C], same dtype; an isometry."""
+    """Series [B, N, C] in the time domain -> tokens [B, N, C], same dtype.
+
+    The energy of a series is the sum of `(token / G)^2`, since mirrored frequencies are kept once.
+    """
     num_tokens = x.shape[1]
     spectrum = np.fft.rfft(x, axis=1, norm="ortho")
     imaginary = spectrum.imag[:, 1 : num_tokens - num_real_tokens(num_tokens) + 1]

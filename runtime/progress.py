@@ -1,7 +1,6 @@
-"""A progress bar for sampling: on a terminal, and only for what takes longer than a glance."""
+"""Progress on a terminal, for what takes longer than a glance; quiet where nobody watches."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,7 +14,8 @@ _UPDATE_EVERY = 10  # steps; drawing a bar must not cost what caching saves
 @contextmanager
 def steps_progress(num_samples: int, batch_size: int, num_steps: int) -> Iterator[OnStep | None]:
     """A callback for `Model.sample(on_step=...)` that moves a bar, or None where nobody watches."""
-    if not sys.stderr.isatty():
+    console = Console(stderr=True)
+    if not console.is_terminal:
         yield None
         return
     columns = (
@@ -25,7 +25,7 @@ def steps_progress(num_samples: int, batch_size: int, num_steps: int) -> Iterato
         TextColumn("steps"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=-(-num_samples // batch_size) * num_steps)
 
         def on_step(info: StepInfo) -> None:
@@ -33,3 +33,14 @@ def steps_progress(num_samples: int, batch_size: int, num_steps: int) -> Iterato
                 bar.advance(task, _UPDATE_EVERY)
 
         yield on_step
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """Says which stage of a longer command is under way."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage: None
+        return
+    with console.status("") as status:
+        yield status.update

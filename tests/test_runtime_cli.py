@@ -1,5 +1,6 @@
 """The command line: one sentence for every wrong use, nothing lost, and the whole line without ONNX Runtime's help."""
 
+import errno
 import json
 import os
 import signal
@@ -132,6 +133,30 @@ def test_a_failed_check_exits_1(
     monkeypatch.setattr(export.verify, "Tolerances", lambda: strict)
     assert run("verify", bundle, "--model", "tiny.ckpt") == 1
     assert "differs from PyTorch" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_a_sentence(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "samples.npz")
+
+    monkeypatch.setattr(np, "savez", full)
+    assert run("sample", bundle, "--steps", 3) == 1
+    assert "cannot write or read samples.npz: No space left on device; nothing was replaced" in capfd.readouterr().err
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "tiny.ckpt"]
+
+
+def test_ctrl_c_during_export_leaves_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("export.bundle.verify_bundle", interrupted)
+    assert run("export", "tiny.ckpt", "--bundle", "second") == 130
+    assert "stopped" in capfd.readouterr().err
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "tiny.ckpt"]
 
 
 def test_a_missing_package_names_its_extra(

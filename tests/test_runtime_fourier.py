@@ -1,4 +1,4 @@
-"""The token layout of the spectrum: an isometry with the meaning that policies rely on."""
+"""The token layout of the spectrum: invertible, energy-preserving, with the meaning that policies rely on."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,13 @@ from runtime.fourier import dft, frequencies, idft, noise_shape
 def test_the_inverse_gives_the_series_back(num_tokens: int, num_channels: int) -> None:
     series = np.random.default_rng(num_tokens).standard_normal((2, num_tokens, num_channels))
     np.testing.assert_allclose(idft(dft(series)), series, atol=1e-12)  # float64 rounding
+
+
+@given(st.integers(1, 40))
+def test_the_energy_of_a_series_is_that_of_its_tokens_over_G(num_tokens: int) -> None:
+    series = np.random.default_rng(num_tokens).standard_normal((2, num_tokens, 1))
+    energy = np.sum((dft(series)[:, :, 0] / noise_shape(num_tokens)) ** 2, axis=1)
+    np.testing.assert_allclose(energy, np.sum(series[:, :, 0] ** 2, axis=1))
 
 
 @given(st.integers(1, 40))
