@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.records import read_records
+from bench.report import cells_of
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROOMS = ("train", "export", "engines", "runtime", "bench")
@@ -39,3 +42,11 @@ def test_the_two_commands_are_targets() -> None:
 
 def test_ci_calls_the_tests() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
+def test_the_table_is_the_committed_record() -> None:
+    """Every row of the README's table is a row of the record, digit for digit."""
+    (record,) = read_records(ROOT / "bench/results/ecg-published-cpu.json")
+    rows = ["| " + " | ".join(cells_of(row)) + " |" for row in record.rows]
+    assert len(rows) == 6
+    assert [row for row in rows if row not in README.splitlines()] == []
