@@ -40,15 +40,15 @@ bench: $(READY)
 # --- the demo: every step is a command that anyone can type -----------------------------------------
 
 DEMO_NAME := $(if $(DATA),demo-ecg,demo-gunpoint)
-DEMO_DATA := $(if $(DATA),datamodule=ecg datamodule.data_dir=$(DATA) datamodule.batch_size=32 trainer.max_epochs=60,\
-  datamodule=ucr datamodule.name=GunPoint datamodule.batch_size=25 trainer.max_epochs=400)
-DEMO_MODEL := score_model.num_layers=4 score_model.n_head=4 score_model.d_ff=288 score_model.dropout=0.0
+DEMO_DATA := $(if $(DATA),datamodule=ecg 'datamodule.data_dir="$(DATA)"' datamodule.batch_size=32 trainer.max_epochs=60,\
+  datamodule=ucr datamodule.name=GunPoint datamodule.batch_size=25 trainer.max_epochs=900)
+DEMO_MODEL := score_model.num_layers=4 score_model.n_head=4 score_model.d_ff=288 score_model.dropout=0.0 score_model.lr_max=2e-3
 DEMO_RUN := lightning_logs/$(DEMO_NAME)
 
 demo: demo/$(DEMO_NAME)/table.md
 	@echo && cat $< && echo "Samples and pictures: $(dir $<)"
 
-$(DEMO_RUN)/trained: $(READY)
+$(DEMO_RUN)/trained: | $(READY)
 	$(E2CRF) train $(DEMO_DATA) $(DEMO_MODEL) run_id=$(DEMO_NAME) \
 	  resume=$(if $(wildcard $(DEMO_RUN)),true,false)
 	touch $@
@@ -59,7 +59,7 @@ bundles/$(DEMO_NAME)/manifest.json: $(DEMO_RUN)/trained
 	touch $@
 
 demo/$(DEMO_NAME)/table.md: bundles/$(DEMO_NAME)/manifest.json
-	$(E2CRF) bench bundles/$(DEMO_NAME) --num-samples 64 --rounds 3 --out $(dir $@)
+	$(E2CRF) bench bundles/$(DEMO_NAME) --num-samples 64 --rounds 3 --out $(dir $@) --json > /dev/null
 
 # --- keeping it good --------------------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ from typing import Any, TypeVar, get_args, get_origin
 
 SCHEMA = 1  # bump when an older reader would misread a newer manifest
 MANIFEST_FILE = "manifest.json"
-PLAN_FILE = "plan.json"
 
 Record = TypeVar("Record")
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from export.manifest import PLAN_FILE, ManifestError, read_manifest
+from export.manifest import ManifestError, read_manifest
 from runtime.backends.base import BackendName
 from runtime.cache.policy import E2CRF
 from runtime.errors import BackendError, OptionError, require
@@ -167,7 +167,7 @@ def _keep(finished: Samples | None, out: Path, facts: dict[str, Any]) -> None:
     if finished is None:
         _say("interrupted before a batch was finished; nothing was written")
         return
-    partial = out.with_suffix(".partial.npz")
+    partial = out.with_name(f"{out.stem}.partial-{facts['first_sample']}.npz")  # never over an earlier one
     write_samples(partial, finished, facts)
     count = len(finished.series)
     _say(
@@ -181,7 +181,7 @@ def bench(
     bundle: BundleArgument,
     model: Annotated[str | None, typer.Option(help="Checkpoint; default: the run the bundle names.")] = None,
     reference: Annotated[Path | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge quality on.")] = 200,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge quality on.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Batch that is timed.")] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds of timing, rivals in turn.")] = 5,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 1000,
@@ -229,7 +229,7 @@ def bench(
 
 @app.command()
 def inspect(
-    what: Annotated[str | None, typer.Argument(help="Bundle folder or run; none: list what is here.")] = None,
+    what: Annotated[str | None, typer.Argument(help="Bundle folder; none: list the runs and bundles here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Describe a bundle, or list the runs and bundles in this folder.
@@ -238,7 +238,7 @@ def inspect(
     """
     from runtime.describe import describe_bundle, list_here
 
-    result, text = list_here(BUNDLES) if what is None else describe_bundle(Path(what), PLAN_FILE)
+    result, text = list_here(BUNDLES) if what is None else describe_bundle(Path(what))
     _finish(result, as_json, text)
 
 

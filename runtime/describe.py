@@ -25,7 +25,7 @@ def _by_age(folder: Path, pattern: str, *, up: int) -> list[str]:
     return sorted(newest, key=lambda name: -newest[name])
 
 
-def describe_bundle(bundle: Path, plan_file: str) -> tuple[dict[str, Any], str]:
+def describe_bundle(bundle: Path) -> tuple[dict[str, Any], str]:
     """Facts of a bundle; damaged graphs are reported in the text, not raised."""
     manifest = read_manifest(bundle, verify_digests=False)
     try:
@@ -43,7 +43,6 @@ def describe_bundle(bundle: Path, plan_file: str) -> tuple[dict[str, Any], str]:
         "diffusion": vars(diffusion),
         "graphs": rows,
         "parity": manifest.parity,
-        "plan": (bundle / plan_file).is_file(),
     }
     lines = [
         f"bundle      {bundle} ({state})",
@@ -51,7 +50,6 @@ def describe_bundle(bundle: Path, plan_file: str) -> tuple[dict[str, Any], str]:
         f"network     {network.backbone}: N {network.num_tokens}, C {network.num_channels}, d {network.d_model}, "
         f"{network.num_heads} heads, {network.num_layers} layers, d_ff {network.d_ff}",
         f"process     {diffusion.process} {diffusion.parameters}, {diffusion.domain} domain",
-        f"plan        {'yes' if result['plan'] else 'none: the defaults of E2CRF apply'}",
         "graph       inputs -> outputs                                     KiB   parity",
     ]
     lines += [f"{r['name']:<11} {r['ports']:<52} {r['kib']:>5}   {r['parity']}" for r in rows]

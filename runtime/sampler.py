@@ -124,12 +124,13 @@ class Model:
         run = _Run(self, options, parse_word(Solver, solver, "solver"), steps, seed, on_step)
         begun = time.perf_counter()
         batches: list[NDArray[np.float32]] = []
-        try:
-            for start in range(first_sample, first_sample + n, batch_size):
-                batches.append(run.batch(start, min(batch_size, first_sample + n - start)))
-        except KeyboardInterrupt as stop:
-            raise Interrupted(self._collect(run, batches, begun) if batches else None) from stop
-        return self._collect(run, batches, begun)
+        with np.errstate(over="ignore", invalid="ignore"):  # a sample that diverges is counted, not warned of
+            try:
+                for start in range(first_sample, first_sample + n, batch_size):
+                    batches.append(run.batch(start, min(batch_size, first_sample + n - start)))
+            except KeyboardInterrupt as stop:
+                raise Interrupted(self._collect(run, batches, begun) if batches else None) from stop
+            return self._collect(run, batches, begun)
 
     def _collect(self, run: "_Run", batches: list[NDArray[np.float32]], begun: float) -> Samples:
         z = np.concatenate(batches)
@@ -192,8 +193,7 @@ class _Run:
 
 
 def _num_diverged(z: NDArray[np.float32]) -> int:
-    with np.errstate(over="ignore", invalid="ignore"):
-        rms = np.sqrt(np.mean(np.square(z, dtype=np.float64), axis=(1, 2)))
+    rms = np.sqrt(np.mean(np.square(z, dtype=np.float64), axis=(1, 2)))
     return int(np.sum(~(rms <= DIVERGED_RMS)))
 
 

@@ -68,6 +68,26 @@ def test_export_verify_sample_inspect_in_a_row(
     assert record["stats"]["num_samples"] == 5
 
 
+def test_bench_prints_a_table_and_json_last_and_keeps_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "lightning_logs/tiny/checkpoints/last.ckpt")
+    series = np.random.default_rng(0).standard_normal((40, 15, 2)).astype(np.float32)
+    np.savez(tmp_path / "lightning_logs/tiny/reference.npz", train=series[:20], test=series[20:])
+    assert run("export", "tiny") == 0
+    capsys.readouterr()
+    assert run("bench", "bundles/tiny", "-n", 8, "--steps", 10, "--rounds", 1, "--out", "out") == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    assert "pytorch, uncached" in "".join(table)
+    names = [row["rival"] for row in json.loads(last)["rows"]]
+    assert names[:3] == ["pytorch, uncached", "onnxruntime, uncached", "onnxruntime, E2-CRF"]
+    assert {"table.md", "e2crf.npz", "uncached.npz", "series.png", "recomputed.png", "spectrum.png"} <= {
+        path.name for path in Path("out").iterdir()
+    }
+    assert Path("bundles/tiny/reports/bench.json").is_file()
+
+
 @pytest.mark.parametrize(
     "command", [["doctor"], ["inspect"], ["inspect", "bundle"], ["verify", "bundle", "--model", "tiny.ckpt"]]
 )
@@ -189,8 +209,8 @@ def test_ctrl_c_while_sampling_keeps_finished_batches_and_says_how_to_go_on(bund
     _, printed = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in printed
-    assert "samples.partial.npz" in printed
-    with np.load("samples.partial.npz") as file:
+    assert "samples.partial-0.npz" in printed
+    with np.load("samples.partial-0.npz") as file:
         count = len(file["series"])
         last = file["series"][-1]
     assert f"--first-sample {count}" in printed
