@@ -40,7 +40,7 @@ bench: $(READY)
 # --- the demo: every step is a command that anyone can type -----------------------------------------
 
 DEMO_NAME := $(if $(DATA),demo-ecg,demo-gunpoint)
-DEMO_DATA := $(if $(DATA),datamodule=ecg 'datamodule.data_dir="$(DATA)"' datamodule.batch_size=32 trainer.max_epochs=60,\
+DEMO_DATA := $(if $(DATA),datamodule=ecg 'datamodule.data_dir="$(DATA)"' datamodule.batch_size=32 trainer.max_epochs=45,\
   datamodule=ucr datamodule.name=GunPoint datamodule.batch_size=25 trainer.max_epochs=700)
 DEMO_MODEL := score_model.num_layers=4 score_model.n_head=4 score_model.d_ff=288 score_model.dropout=0.0 score_model.lr_max=2e-3
 DEMO_RUN := lightning_logs/$(DEMO_NAME)
