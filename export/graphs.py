@@ -104,10 +104,9 @@ def embed_graph(network: TransformerScore) -> onnx.ModelProto:
     return g.finish("embed", inputs, outputs)
 
 
-def _cache_rows(g: GraphWriter, num_heads: int) -> str:
+def _cache_rows(g: GraphWriter, token_shape: str, num_heads: int) -> str:
     """Where the S tokens of every head live in a cache [B, H, N, Dh]: indices [B, H, S, 3] for ScatterND."""
-    size = g.op("Shape", ["token"], "token_shape")
-    batch, active = (g.op("Gather", [size, g.constant(f"axis_{i}", i)], f"size_{i}") for i in (0, 1))
+    batch, active = (g.op("Gather", [token_shape, g.constant(f"axis_{i}", i)], f"size_{i}") for i in (0, 1))
     unit = g.constant("unit", [1])
     parts = [g.op("Unsqueeze", [part, g.constant("front", [0])], f"{part}_1d") for part in (batch, active)]
     full = g.op("Concat", [parts[0], g.constant("num_heads", [num_heads]), parts[1], unit], "rows_shape", axis=0)
@@ -130,19 +129,20 @@ def layer_graph(layer: nn.TransformerEncoderLayer, num_tokens: int, name: str) -
     g = GraphWriter()
     as_rows = g.constant("as_rows", [-1, d_model])
     rows = g.op("Reshape", ["hidden", as_rows], "rows")
-    hidden_shape = g.op("Shape", ["hidden"], "hidden_shape")
+    # Shapes come from `token`, which all layers share, so that `step` computes each of them once.
+    token_shape = g.op("Shape", ["token"], "token_shape")
+    hidden_shape = g.op("Concat", [token_shape, g.constant("d_model", [d_model])], "hidden_shape", axis=0)
     # One projection for q, k, v, with the 1/sqrt(Dh) of attention folded into q.
     scale = np.ones(3 * d_model, np.float32)
     scale[:d_model] = head_dim**-0.5
     weight = g.weight("qkv_weight", attention.in_proj_weight.numpy().T * scale)
     bias = g.weight("qkv_bias", attention.in_proj_bias.numpy() * scale)
     qkv = g.op("Gemm", [rows, weight, bias], "qkv")
-    token_shape = g.op("Slice", [hidden_shape, g.constant("from_0", [0]), g.constant("to_2", [2])], "b_s")
-    split_shape = g.op("Concat", [token_shape, g.constant("split_heads", [3 * num_heads, head_dim])],
-                       "qkv_shape", axis=0)  # fmt: skip
+    heads = g.constant("split_heads", [3 * num_heads, head_dim])
+    split_shape = g.op("Concat", [token_shape, heads], "qkv_shape", axis=0)
     qkv = g.op("Transpose", [g.op("Reshape", [qkv, split_shape], "qkv_heads")], "qkv_first", perm=[0, 2, 1, 3])
     g.nodes.append(helper.make_node("Split", [qkv], ["query", "new_key", "new_value"], axis=1, num_outputs=3))
-    where = _cache_rows(g, num_heads)
+    where = _cache_rows(g, token_shape, num_heads)
     for kind in ("key", "value"):
         g.op("ScatterND", [f"past_{kind}", where, f"new_{kind}"], f"present_{kind}")
     key = g.op("Transpose", ["present_key"], "key_columns", perm=[0, 1, 3, 2])
