@@ -43,14 +43,17 @@ def _say(line: str) -> None:
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def train(context: typer.Context) -> None:
+def train(context: typer.Context, as_json: Json = False) -> None:
     """Train a model; takes Hydra overrides, and --help lists them.
 
     Example: e2crf train datamodule=ucr datamodule.name=GunPoint trainer.max_epochs=100
     """
     from train.run import main as train_main
+    from train.run import train as train_model
 
-    raise typer.Exit(train_main(context.args))
+    if not as_json:
+        raise typer.Exit(train_main(context.args))
+    _finish({"checkpoint": str(train_model(context.args))}, as_json, "")
 
 
 @app.command()

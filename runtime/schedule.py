@@ -3,7 +3,7 @@
 With these tables a step without a network call is a handful of multiply-adds over [B, N, C], and a GPU
 backend finds all it needs in device memory behind a step counter.
 
-The Gaussian data prediction (METHOD: standardised data has unit variance per token):
+The Gaussian data prediction (standardised data has unit variance per token and channel):
 `g(z, t) = alpha z / (alpha^2 + sigma^2 G^2)`, zero for tokens that are constant in the data.
 A reuse mode says how the data prediction follows from the moving z and one cached value v per token:
 `z0 = from_latent z + from_value v`, with

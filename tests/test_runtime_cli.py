@@ -41,7 +41,7 @@ def test_every_command_has_help_one_example_and_json(name: str) -> None:
     assert command.help is not None
     assert command.help.count(f"e2crf {name}") >= 1
     assert "Example:" in command.help
-    assert name == "train" or any("--json" in option.opts for option in command.params)
+    assert any("--json" in option.opts for option in command.params)
 
 
 def test_every_command_stands_in_the_readme() -> None:
@@ -66,6 +66,21 @@ def test_export_verify_sample_inspect_in_a_row(
         record = json.loads(str(file["record"]))
     assert record["seed"] == 3
     assert record["stats"]["num_samples"] == 5
+
+
+def test_train_passes_overrides_on_and_names_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["score_model.d_model=12", "score_model.n_head=3", "score_model.num_layers=1", "score_model.d_ff=8"]
+    data = ["datamodule=synthetic", "datamodule.num_samples=16", "datamodule.max_len=9", "trainer.max_epochs=1"]
+    assert run("train", "--json", *data, *small, "run_id=tiny") == 0
+    checkpoint = Path(json.loads(capfd.readouterr().out.splitlines()[-1])["checkpoint"])
+    assert checkpoint.is_file()
+    assert run("train", *data, *small, "run_id=tiny") == 2  # the run is there
+    assert run("train", "--json", "datamodule=nothing") == 2
+    assert "Traceback" not in capfd.readouterr().err
+    assert run("export", "tiny") == 0
 
 
 def test_bench_prints_a_table_and_json_last_and_keeps_what_it_made(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,20 +235,20 @@ def test_interval_never_lets_a_token_grow_older_than_R(T: int, R: int, K: int, l
                 assert set(frequency[decision.tokens]) == set(range(K))
 
 
-def test_each_knob_recomputes_more_in_its_stated_direction() -> None:
-    """Passes over one trajectory of a fake-free policy; the docstring of `cache.policy` names the directions."""
-    made = gaussian(12, VP(), "frequency")
-    base = E2CRF(R=10, K=0, alpha_prior=0.3)
-    passes = {
-        name: made.model.sample(1, steps=100, cache=cache).stats.passes
-        for name, cache in {
-            "base": base,
-            "R": replace(base, R=5),
-            "alpha_prior": replace(base, alpha_prior=0.1),
-        }.items()
-    }
-    assert passes["R"] > passes["base"]
-    assert passes["alpha_prior"] > passes["base"]
+@pytest.mark.parametrize(
+    "more",
+    [{"R": 5}, {"alpha_prior": 0.1}, {"K": 5}, {"low_every": 1}, {"policy": "never"}],
+    ids=lambda knob: next(iter(knob)),
+)
+def test_each_knob_recomputes_more_in_its_stated_direction(
+    tiny: tuple[Model, Checkpoint], more: dict[str, Any]
+) -> None:
+    """The docstring of `cache.policy` names the directions."""
+    base = E2CRF(R=10, K=2, low_every=4, alpha_prior=0.3)
+    passes, more_passes = (
+        tiny[0].sample(1, steps=100, cache=cache).stats.passes for cache in (base, replace(base, **more))
+    )
+    assert more_passes > passes
 
 
 @pytest.mark.parametrize(

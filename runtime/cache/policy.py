@@ -1,7 +1,7 @@
 """When to ask the network, and for which tokens: E2-CRF as pure functions of (step, signals).
 
-`E2CRF` is the options record a user writes. `E2CRF.policy(...)` makes it concrete for one bundle and one time
-grid: a frozen policy that, called with a step and the signals of the trajectory, returns a `Decision` and
+`E2CRF` is the options record a user writes. `E2CRF.concrete` makes it a policy for one model and one time
+grid: a frozen record that, called with a step and the signals of the trajectory, returns a `Decision` and
 remembers nothing. State lives in `cache.state`, records in `cache.stats`.
 
 The directions of the knobs: larger K, smaller R, smaller low_every and smaller alpha_prior all recompute MORE.
