@@ -1,6 +1,6 @@
 """A training checkpoint, found by name and read without executing anything in it.
 
-    checkpoint = read_checkpoint(find_checkpoint("latest"))
+    checkpoint = read_checkpoint(find_checkpoint("latest", Path("lightning_logs")))
     checkpoint.network      # eval mode, float32, on the CPU, renormalised rows baked in
 
 What a checkpoint must hold is written by the train room under the key "e2crf": network options, process,
@@ -20,7 +20,6 @@ from export.manifest import digest_of
 from runtime.sde import Process, process_from_facts
 from train.networks import NetworkOptions, TransformerScore
 
-RUNS = Path("lightning_logs")
 SCHEMA = 1
 
 
@@ -46,8 +45,8 @@ class Checkpoint:
     run_id: str | None
 
 
-def find_checkpoint(model: str, runs: Path = RUNS) -> Path:
-    """The checkpoint file for a path, a run_id, or `latest` (the most recently written run)."""
+def find_checkpoint(model: str, runs: Path) -> Path:
+    """The checkpoint file for a path, a run_id, or `latest` (the most recently written run under `runs`)."""
     path = Path(model)
     if path.is_file():
         return path

@@ -50,8 +50,8 @@ def verify_bundle(
     def judge(name: str, error: float, limit: float) -> None:
         if not error <= limit:
             raise VerifyError(
-                f"{name} of {bundle.name} differs from PyTorch by {error:.2e} (relative), allowed is {limit:.0e}; "
-                "the bundle was not finished: report this with the checkpoint's network options"
+                f"{name} differs from PyTorch by {error:.2e} (relative), allowed is {limit:.0e}; "
+                "do not use these graphs: export again, and report this with the network's options if it stays"
             )
         errors[name] = error
 
@@ -73,7 +73,7 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def _part_errors(backend: OrtBackend, checkpoint: Checkpoint) -> dict[str, float]:
-    """The worst error of each part over a full step and a partial one, both with a batch of two."""
+    """The worst error of each part over all, five and one active tokens, with a batch of two."""
     num_tokens = checkpoint.network.options.num_tokens
     errors: dict[str, float] = {}
     for num_active in sorted({num_tokens, min(5, num_tokens), 1}):

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from export.manifest import ManifestError, read_manifest
 from runtime.backends.base import BackendName
-from runtime.cache.policy import E2CRF
+from runtime.cache.policy import E2CRF, PolicyName, Reuse
 from runtime.errors import BackendError, OptionError, require
 from runtime.progress import stages, steps_progress
 from runtime.sampler import Interrupted, Samples, load
@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-BUNDLES = Path("bundles")
+RUNS, BUNDLES = Path("lightning_logs"), Path("bundles")
 STOPPED = 130  # exit code of Ctrl-C
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")]
@@ -70,7 +70,7 @@ def export(
     from export.bundle import ExportOptions, export_bundle
     from export.checkpoint import find_checkpoint, read_checkpoint
 
-    checkpoint = read_checkpoint(find_checkpoint(model))
+    checkpoint = read_checkpoint(find_checkpoint(model, RUNS))
     folder = bundle or BUNDLES / (checkpoint.run_id or checkpoint.path.stem)
     with stages() as tell:
         manifest = export_bundle(checkpoint, ExportOptions(folder, overwrite), tell)
@@ -102,7 +102,7 @@ def _checkpoint_of(bundle: Path, model: str | None) -> Any:
     from export.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 
     source = read_manifest(bundle, verify_digests=False).source
-    checkpoint = read_checkpoint(find_checkpoint(model or source.run_id or source.checkpoint))
+    checkpoint = read_checkpoint(find_checkpoint(model or source.run_id or source.checkpoint, RUNS))
     if checkpoint.digest != source.digest:
         raise CheckpointError(
             f"{checkpoint.path} is not what {bundle} was made from: its SHA-256 is {checkpoint.digest[:12]}..., "
@@ -123,11 +123,11 @@ def sample(
     first_sample: Annotated[int, typer.Option(help="Index of the first sample.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Samples drawn together.")] = 64,
     uncached: Annotated[bool, typer.Option("--uncached", help="Recompute everything at every step.")] = False,
-    policy: Annotated[str | None, typer.Option(help="never or interval.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"One of {', '.join(PolicyName)}.")] = None,
     refresh: Annotated[int | None, typer.Option("--R", help="Full refresh every R steps.")] = None,
     low: Annotated[int | None, typer.Option("--K", help="Lowest frequencies recomputed in between.")] = None,
     low_every: Annotated[int | None, typer.Option(help="How often these are, in steps.")] = None,
-    reuse: Annotated[str | None, typer.Option(help="What is reused, e.g. residual.")] = None,
+    reuse: Annotated[str | None, typer.Option(help=f"What is reused: {', '.join(Reuse)}.")] = None,
     alpha_prior: Annotated[float | None, typer.Option(help="No network below this signal; 0: off.")] = None,
     backend: Annotated[str, typer.Option(help=f"One of {', '.join(BackendName)}.")] = BackendName.ONNXRUNTIME,
     device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
@@ -241,7 +241,7 @@ def inspect(
     """
     from runtime.describe import describe_bundle, list_here
 
-    result, text = list_here(BUNDLES) if what is None else describe_bundle(Path(what))
+    result, text = list_here(RUNS, BUNDLES) if what is None else describe_bundle(Path(what))
     _finish(result, as_json, text)
 
 

@@ -5,14 +5,12 @@ from typing import Any
 
 from export.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
 
-RUNS = Path("lightning_logs")
 
-
-def list_here(bundles: Path) -> tuple[dict[str, Any], str]:
+def list_here(runs_folder: Path, bundles: Path) -> tuple[dict[str, Any], str]:
     """The training runs and bundles under the current folder, newest first."""
-    runs = _by_age(RUNS, "*/checkpoints/*.ckpt", up=2)
+    runs = _by_age(runs_folder, "*/checkpoints/*.ckpt", up=2)
     found = _by_age(bundles, f"*/{MANIFEST_FILE}", up=1)
-    lines = [f"runs in {RUNS}: {', '.join(runs) or 'none; train one with `e2crf train`'}"]
+    lines = [f"runs in {runs_folder}: {', '.join(runs) or 'none; train one with `e2crf train`'}"]
     lines.append(f"bundles in {bundles}: {', '.join(found) or 'none; make one with `e2crf export latest`'}")
     return {"runs": runs, "bundles": found}, "\n".join(lines)
 

@@ -98,7 +98,7 @@ def test_verify_names_the_part_that_is_wrong(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(export.bundle, "graphs_of", spoiled)
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m.ckpt"))
-    with pytest.raises(VerifyError, match=r"layer_01 of .* differs from PyTorch"):
+    with pytest.raises(VerifyError, match="layer_01 differs from PyTorch"):
         export_bundle(checkpoint, ExportOptions(tmp_path / "out" / "bundle"))
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -108,7 +108,7 @@ def test_verify_sees_a_step_graph_that_differs_from_the_parts(tmp_path: Path) ->
     other, _ = make_bundle(tmp_path / "other", seed=1)
     (folder / "onnx/step.onnx").write_bytes((other / "onnx/step.onnx").read_bytes())
     manifest = read_manifest(folder, verify_digests=False)
-    with pytest.raises(VerifyError, match="step of bundle differs"):
+    with pytest.raises(VerifyError, match="step differs from PyTorch"):
         verify_bundle(folder, manifest, checkpoint)
 
 

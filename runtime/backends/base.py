@@ -11,7 +11,6 @@ output buffer is an input buffer (the K/V caches), the backend writes in place.
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
@@ -80,9 +79,7 @@ class BackendBase:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -102,7 +99,7 @@ class Device(StrEnum):
 
 def open_backend(
     name: str, bundle: Path, manifest: Manifest, *, device: str = "cpu", threads: int | None = None
-) -> Backend:
+) -> BackendBase:
     """Open a backend by name over a bundle; `threads` is the number used within one operator."""
     word, where = parse_word(BackendName, name, "backend"), parse_word(Device, device, "device")
     if where is not Device.CPU:

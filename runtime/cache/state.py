@@ -2,7 +2,7 @@
 
 A new trajectory is a new object; every array has the batch in front and nothing is shared between samples.
 All steps work in place on buffers made at the start. On a CPU these are NumPy arrays and an empty step is a
-few vector operations; a backend with its own memory supplies a class of the same five methods.
+few vector operations; a backend with its own memory supplies a class of the same methods.
 
 Between recomputations the data prediction of a token is `z0 = from_latent z + from_value v` (see `schedule`),
 with the cached value v held constant or, in the linear modes, extrapolated in t from its last two values.
