@@ -42,6 +42,7 @@ def test_names_of_fourier_diffusion_work() -> None:
         "datamodule.max_len=30",
         "trainer.max_epochs=5",
         "trainer.gradient_clip_val=0.5",
+        "trainer.precision=bf16-mixed",
     ]
     options = options_from_config(compose_config(overrides))
     network = options.score_model.network(30, 1)
@@ -57,6 +58,7 @@ def test_names_of_fourier_diffusion_work() -> None:
     }
     assert (options.run.random_seed, options.run.fourier_transform, options.run.standardize) == (7, False, False)
     assert (options.trainer.max_epochs, options.trainer.gradient_clip_val) == (5, 0.5)
+    assert options.trainer.precision == "bf16-mixed"
 
 
 def test_ucr_sets_are_chosen_by_name_and_averaging_can_be_turned_off() -> None:
@@ -78,6 +80,7 @@ WRONG = {
     "trainer.max_epochs=0": "max_epochs must be at least 1, found 0",
     "trainer.max_epochs=null": r"trainer\.max_epochs: Incompatible value 'None'",
     "trainer.gradient_clip_val=-1": "gradient_clip_val must be positive",
+    "trainer.precision=8": "precision must be one of 32-true, bf16-mixed, found '8'",
     "score_model.lr_max=-1": "lr_max must be a positive number, found -1",
     "score_model.n_head=5": "d_model must be a multiple of num_heads, found 72 and 5",
     "score_model.noise_scheduler.beta_min=-1": "a VP process needs 0 < beta_0 <= beta_1",

@@ -27,6 +27,8 @@ CONF = Path(__file__).parent / "conf"
 
 Record = TypeVar("Record")
 
+PRECISIONS = ("32-true", "bf16-mixed")  # of the arithmetic, in Lightning's words; weights are always float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class VpOptions:
@@ -91,8 +93,11 @@ class TrainerOptions:
     max_epochs: int
     gradient_clip_val: float | None
     accelerator: str
+    precision: str = "32-true"  # runs from before this key were trained so
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}; choose one")
         if self.max_epochs < 1:
             raise ValueError(f"max_epochs must be at least 1, found {self.max_epochs}; choose a larger number")
         if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:

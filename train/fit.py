@@ -77,6 +77,7 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
                 devices=1,
                 max_epochs=options.trainer.max_epochs,
                 gradient_clip_val=options.trainer.gradient_clip_val,
+                precision=options.trainer.precision,
                 logger=CSVLogger(folder.path.parent, "", folder.run_id, flush_logs_every_n_steps=1),
                 callbacks=callbacks,
                 enable_progress_bar=on_terminal,
