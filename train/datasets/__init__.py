@@ -2,9 +2,17 @@
 
 from train.datasets.base import Dataset, Series
 from train.datasets.ecg import Ecg
+from train.datasets.nasa import Nasa
+from train.datasets.nasdaq import Nasdaq
 from train.datasets.synthetic import Synthetic
 from train.datasets.ucr import Ucr
 
-DATASETS: dict[str, type[Dataset]] = {"ecg": Ecg, "synthetic": Synthetic, "ucr": Ucr}
+DATASETS: dict[str, type[Dataset]] = {
+    "ecg": Ecg,
+    "nasa": Nasa,
+    "nasdaq": Nasdaq,
+    "synthetic": Synthetic,
+    "ucr": Ucr,
+}
 
-__all__ = ["DATASETS", "Dataset", "Ecg", "Series", "Synthetic", "Ucr"]
+__all__ = ["DATASETS", "Dataset", "Ecg", "Nasa", "Nasdaq", "Series", "Synthetic", "Ucr"]

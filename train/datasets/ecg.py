@@ -5,7 +5,6 @@ and scaled to [0, 1], then the class label, which is not used here. The files ha
 (FourierDiffusion reads the first beat of each file as a header; here all 87,554 and 21,892 are kept.)
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from train.datasets.base import Array, Dataset, Series, as_series
+from train.datasets.tables import REPAIR, file_rows, is_finite, is_number
 from train.errors import DataError
 
 NUM_STEPS = 187
@@ -47,40 +47,30 @@ def _read_beats(path: Path) -> Array:
         with np.errstate(over="ignore"):  # too large for float32: infinite, and found below
             table = pd.read_csv(path, header=None, dtype=np.float32).to_numpy()
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise _fault(path) or DataError(f"{path} cannot be read ({error}); download it again") from error
-    if table.shape[1] != NUM_COLUMNS or not np.isfinite(table).all():
-        fault = _fault(path)
-        assert fault is not None
-        raise fault
+        raise _fault(path, str(error)) from error
+    if table.shape[1] != NUM_COLUMNS or not is_finite(table):
+        raise _fault(path)
     return as_series(table[:, :NUM_STEPS, None], path)
 
 
-def _fault(path: Path) -> DataError | None:
-    """The first thing wrong with a file, found by reading it slowly; None if nothing is."""
-    remedy = "repair the file or download it again"
+def _fault(path: Path, reason: str = "no reason found") -> DataError:
+    """The first thing wrong with a file, found by reading it slowly."""
     row = 0
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row, cells in enumerate(csv.reader(file), start=1):
-                if cells and (fault := _fault_of_row(cells)):
-                    return DataError(f"{path}, row {row}{fault}; {remedy}")
-    except OSError as error:
-        return DataError(f"{path} cannot be opened ({error.strerror}); check the file and its permissions")
-    except (UnicodeDecodeError, csv.Error) as error:
-        return DataError(f"{path} must be a text file of numbers, found other bytes ({error}); {remedy}")
+        for row, cells in file_rows(path, "numbers"):
+            if (problem := _problem(cells)) is not None:
+                return DataError(f"{path}, row {row}{problem}; {REPAIR}")
+    except DataError as error:
+        return error
     if row == 0:
-        return DataError(f"{path} must hold one heartbeat per row, found an empty file; {remedy}")
-    return None
+        return DataError(f"{path} must hold one heartbeat per row, found an empty file; {REPAIR}")
+    return DataError(f"{path} cannot be read ({reason}); download it again")
 
 
-def _fault_of_row(cells: list[str]) -> str | None:
+def _problem(cells: list[str]) -> str | None:
     if len(cells) != NUM_COLUMNS:
         return f" must have {NUM_COLUMNS} columns ({NUM_STEPS} values and a label), found {len(cells)}"
     for column, cell in enumerate(cells, start=1):
-        try:
-            finite = abs(float(cell)) <= float(np.finfo(np.float32).max)
-        except ValueError:
-            finite = False
-        if not finite:
+        if not is_number(cell):
             return f", column {column} must be a finite number, found {cell!r:.40}"
     return None
