@@ -2,7 +2,7 @@
 #
 #   make demo [DATA=folder-of-the-ECG-files]     make export MODEL=latest [BUNDLE=dir]
 #   make test                                    make sample BUNDLE=dir [N=64] [OUT=samples.npz]
-#   make check                                   make bench BUNDLE=dir
+#   make check                                   make calibrate BUNDLE=dir     make bench BUNDLE=dir
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ N ?= 64
 OUT ?= samples.npz
 DATA ?=
 
-.PHONY: install demo export verify sample bench test test-slow check format clean
+.PHONY: install demo export verify calibrate sample bench test test-slow check format clean
 
 install: $(READY)
 
@@ -33,6 +33,9 @@ verify: $(READY)
 
 sample: $(READY)
 	$(E2CRF) sample $(BUNDLE) --num-samples $(N) --out $(OUT)
+
+calibrate: $(READY)
+	$(E2CRF) calibrate $(BUNDLE)
 
 bench: $(READY)
 	$(E2CRF) bench $(BUNDLE)

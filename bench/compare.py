@@ -29,7 +29,7 @@ from bench.records import Record, Row, now, plain, write_records
 from bench.reference import Part, Reference, Series, read_reference
 from export.manifest import Manifest
 from runtime.backends.base import BackendName
-from runtime.cache.policy import E2CRF
+from runtime.cache.options import E2CRF
 from runtime.errors import parse_word, require
 from runtime.sampler import Model, Samples, load
 from runtime.solvers import Solver

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.cache.policy import E2CRF, steps_of
+from runtime.cache.options import E2CRF, PolicyName
+from runtime.cache.policy import steps_of
 from runtime.sampler import Model, Samples, StepInfo
 from runtime.sde import process_from_facts
 from runtime.solvers import uniform_times
@@ -78,7 +79,7 @@ def fewer_steps(model: Model, cache: E2CRF, steps: int, passes: float) -> tuple[
     process = process_from_facts(diffusion.process, diffusion.parameters)
     signals = np.array([step.signal for step in steps_of(process, uniform_times(steps, diffusion.eps))])
     share = float(np.mean(signals >= cache.alpha_prior))  # of the steps that ask the network
-    return E2CRF(R=1, K=0, alpha_prior=cache.alpha_prior), max(2, round(passes / share))
+    return E2CRF(policy=PolicyName.NEVER, alpha_prior=cache.alpha_prior), max(2, round(passes / share))
 
 
 @contextmanager

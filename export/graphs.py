@@ -190,7 +190,8 @@ def head_graph(network: TransformerScore) -> onnx.ModelProto:
 def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
     """Chain the part graphs into one: hidden flows through, every layer keeps its own K/V.
 
-    Inputs z, t, token, past_key_00, past_value_00, ...; outputs score, present_key_00, present_value_00, ...
+    Inputs z, t, token, past_key_00, past_value_00, ...; outputs score, hidden (the features that the head reads),
+    present_key_00, present_value_00, ...
     Inner names are prefixed with their part.
     """
     nodes: list[onnx.NodeProto] = []
@@ -198,11 +199,14 @@ def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
     inputs: list[onnx.ValueInfoProto] = []
     outputs: list[onnx.ValueInfoProto] = []
     hidden = "embed/hidden"  # what flows from part to part
+    last = max(name for name in parts if name.startswith("layer_"))
     for name, part in parts.items():
         index = name.removeprefix("layer_")
         public = {"z": "z", "t": "t", "token": "token", "score": "score", "hidden": hidden}
         for kind in ("past_key", "past_value", "present_key", "present_value"):
             public[kind] = f"{kind}_{index}"
+        if name == last:
+            public["hidden_out"] = "hidden"
         for weight in part.graph.initializer:
             weights.append(onnx.TensorProto.FromString(weight.SerializeToString()))
             weights[-1].name = f"{name}/{weight.name}"
@@ -213,12 +217,12 @@ def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
                 names[:] = [public.get(value, f"{name}/{value}") for value in names]
         for ports, side in ((part.graph.input, inputs), (part.graph.output, outputs)):
             for port in ports:
-                if port.name not in ("hidden", "hidden_out") and public[port.name] not in {p.name for p in side}:
+                if port.name in public and port.name != "hidden" and public[port.name] not in {p.name for p in side}:
                     side.append(onnx.ValueInfoProto.FromString(port.SerializeToString()))
                     side[-1].name = public[port.name]
         if name.startswith("layer"):
-            hidden = f"{name}/hidden_out"
-    outputs.sort(key=lambda port: port.name != "score")
+            hidden = public.get("hidden_out", f"{name}/hidden_out")
+    outputs.sort(key=lambda port: ("score", "hidden").index(port.name) if port.name in ("score", "hidden") else 2)
     return _model(helper.make_graph(nodes, "step", inputs, outputs, weights))
 
 

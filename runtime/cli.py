@@ -7,7 +7,9 @@ code is 0 done, 1 a check failed or the run broke, 2 wrong use, 130 Ctrl-C. A bu
 
 import json
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +18,14 @@ from rich.console import Console
 
 from export.manifest import ManifestError, read_manifest
 from runtime.backends.base import BackendName
-from runtime.cache.policy import E2CRF, PolicyName, Reuse
-from runtime.errors import BackendError, OptionError, require
+from runtime.cache.options import E2CRF, PolicyName, Preset
+from runtime.cache.plan import PLAN_FILE, read_plan
+from runtime.cache.policy import Cache, Reuse, Trigger
+from runtime.errors import BackendError, CacheWarning, OptionError, require
 from runtime.progress import stages, steps_progress
-from runtime.sampler import Interrupted, Samples, load
+from runtime.sampler import Auto, Interrupted, Samples, load
 from runtime.score import Graphs
-from runtime.solvers import Solver
+from runtime.solvers import Solver, TimeGrid
 
 app = typer.Typer(
     name="e2crf",
@@ -117,18 +121,31 @@ def sample(
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many series.")] = 64,
     out: Annotated[Path, typer.Option(help="File to write (.npz).")] = Path("samples.npz"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = 1000,
-    solver: Annotated[str, typer.Option(help=f"One of {', '.join(Solver)}.")] = Solver.ANCESTRAL,
+    steps: Annotated[int | None, typer.Option(help="Solver steps; default: the plan's, or 1000.")] = None,
+    solver: Annotated[str | None, typer.Option(help=f"{', '.join(Solver)}; default: the plan's, or ancestral.")] = None,
+    grid: Annotated[str | None, typer.Option(help=f"Times: {', '.join(TimeGrid)}.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; sample k depends on the seed and k alone.")] = 0,
     first_sample: Annotated[int, typer.Option(help="Index of the first sample.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Samples drawn together.")] = 64,
     uncached: Annotated[bool, typer.Option("--uncached", help="Recompute everything at every step.")] = False,
+    plan: Annotated[Path | None, typer.Option(help="Plan file; default: that of the bundle, where it has one.")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"A published set: {', '.join(Preset)}.")] = None,
     policy: Annotated[str | None, typer.Option(help=f"One of {', '.join(PolicyName)}.")] = None,
     refresh: Annotated[int | None, typer.Option("--R", help="Full refresh every R steps.")] = None,
-    low: Annotated[int | None, typer.Option("--K", help="Lowest frequencies recomputed in between.")] = None,
+    low: Annotated[float | None, typer.Option("--K", help="Lowest frequencies recomputed in between.")] = None,
     low_every: Annotated[int | None, typer.Option(help="How often these are, in steps.")] = None,
     reuse: Annotated[str | None, typer.Option(help=f"What is reused: {', '.join(Reuse)}.")] = None,
     alpha_prior: Annotated[float | None, typer.Option(help="No network below this signal; 0: off.")] = None,
+    max_age: Annotated[int | None, typer.Option(help="No token older than this, in steps.")] = None,
+    tau_0: Annotated[float | None, typer.Option("--tau-0", help="e2crf: base threshold of the change.")] = None,
+    eps: Annotated[float | None, typer.Option(help="e2crf: added to the energy under tau_0.")] = None,
+    tau_warn: Annotated[float | None, typer.Option(help="e2crf: event intensity that refreshes all.")] = None,
+    tau_safe: Annotated[float | None, typer.Option(help="e2crf: event intensity with nothing to look at.")] = None,
+    random_probe_ratio: Annotated[float | None, typer.Option(help="e2crf: share of frequencies probed.")] = None,
+    trigger: Annotated[str | None, typer.Option(help=f"e2crf: {', '.join(Trigger)}.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="e2crf: effect allowed by trigger impact.")] = None,
+    error_feedback: Annotated[float | None, typer.Option(help="e2crf: share of an error passed on.")] = None,
+    energy_weighting: Annotated[bool | None, typer.Option(help="e2crf: threshold by energy, or plain.")] = None,
     backend: Annotated[str, typer.Option(help=f"One of {', '.join(BackendName)}.")] = BackendName.ONNXRUNTIME,
     device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads within one operator; default all.")] = None,
@@ -143,18 +160,21 @@ def sample(
 
     prepare_output(out, overwrite=overwrite)
     knobs = {"policy": policy, "R": refresh, "K": low, "low_every": low_every, "reuse": reuse,
-             "alpha_prior": alpha_prior}  # fmt: skip
-    given: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
-    require(not (uncached and given), "--uncached takes no cache options", sorted(given), "drop one or the other")
-    cache = None if uncached else E2CRF(**given)
-    facts = {"bundle": bundle.name, "steps": steps, "solver": solver, "seed": seed, "first_sample": first_sample,
-             "cache": None if cache is None else vars(cache)}  # fmt: skip
+             "alpha_prior": alpha_prior, "max_age": max_age, "tau_0": tau_0, "eps": eps, "tau_warn": tau_warn,
+             "tau_safe": tau_safe, "random_probe_ratio": random_probe_ratio, "trigger": trigger,
+             "tolerance": tolerance, "error_feedback": error_feedback,
+             "energy_weighting": energy_weighting}  # fmt: skip
+    cache = _cache(uncached, plan, preset, {name: value for name, value in knobs.items() if value is not None})
     with load(bundle, backend, device=device, threads=threads, graphs=graphs) as model:
+        settings = model.settings(steps, solver, grid, cache)
+        facts = {"bundle": bundle.name, "steps": settings.steps, "solver": settings.solver, "grid": settings.grid,
+                 "seed": seed, "first_sample": first_sample,
+                 "cache": None if cache is None else settings.facts}  # fmt: skip
         try:
-            with steps_progress(num_samples, batch_size, steps) as on_step:
+            with steps_progress(num_samples, batch_size, settings.steps) as on_step:
                 drawn = model.sample(
-                    num_samples, steps=steps, solver=solver, seed=seed, batch_size=batch_size, cache=cache,
-                    on_step=on_step, first_sample=first_sample,
+                    num_samples, steps=settings.steps, solver=settings.solver, grid=settings.grid, seed=seed,
+                    batch_size=batch_size, cache=settings.cache, on_step=on_step, first_sample=first_sample,
                 )  # fmt: skip
         except Interrupted as stop:
             _keep(stop.samples, out, facts)
@@ -162,6 +182,20 @@ def sample(
     write_samples(out, drawn, facts)
     result = facts | {"out": str(out)} | drawn.stats.summary()
     _finish(result, as_json, f"{out}: {num_samples} series in {drawn.stats.seconds:.1f} s, {_saving(drawn)}")
+
+
+def _cache(uncached: bool, plan: Path | None, preset: str | None, knobs: dict[str, Any]) -> Cache | Auto | None:
+    """The cache that the options of a command name; at most one way of naming it."""
+    ways = {"--uncached": uncached, "--plan": plan is not None, "--preset or its knobs": bool(preset or knobs)}
+    named = [way for way, is_given in ways.items() if is_given]
+    require(len(named) <= 1, "a cache can be named in one way only", " and ".join(named), "drop one or the other")
+    if uncached:
+        return None
+    if plan is not None:
+        return read_plan(plan)
+    if preset is not None:
+        return E2CRF.preset(preset, **knobs)
+    return E2CRF(**knobs) if knobs else Auto.AUTO
 
 
 def _keep(finished: Samples | None, out: Path, facts: dict[str, Any]) -> None:
@@ -177,6 +211,63 @@ def _keep(finished: Samples | None, out: Path, facts: dict[str, Any]) -> None:
         f"interrupted: the {count} finished series are in {partial}; "
         f"go on with --first-sample {facts['first_sample'] + count}"
     )
+
+
+@app.command()
+def calibrate(
+    bundle: BundleArgument,
+    steps: Annotated[str, typer.Option(help="Solver steps; several, as 1000,200, to choose among.")] = "1000",
+    solver: Annotated[str, typer.Option(help=f"One or several of {', '.join(Solver)}.")] = Solver.DDIM,
+    grid: Annotated[str, typer.Option(help=f"Times: {', '.join(TimeGrid)}.")] = TimeGrid.UNIFORM,
+    budget: Annotated[float, typer.Option(help="Share by which sliced Wasserstein may grow.")] = 0.02,
+    reference: Annotated[Path | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
+    minutes: Annotated[float, typer.Option(help="Time it may take, about.")] = 10.0,
+    quick: Annotated[bool, typer.Option("--quick", help="A fifth of the time, fewer samples.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads within one operator; default all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default plan.json in the bundle.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the plan with the fewest network passes whose samples are as good as uncached, and keep it.
+
+    Example: e2crf calibrate bundles/ecg --budget 0.02
+    """
+    from bench.calibrate import CalibrateOptions
+    from bench.calibrate import calibrate as find_plan
+    from bench.report import progress_on_terminal
+
+    run = read_manifest(bundle, verify_digests=False).source.run_id
+    real = RUNS / str(run) / "reference.npz"
+    options = CalibrateOptions(
+        bundle=bundle,
+        steps=_numbers(steps),
+        solvers=tuple(word.strip() for word in solver.split(",")),
+        grid=grid,
+        budget=budget,
+        reference=reference or (real if real.is_file() else None),
+        minutes=minutes / 5 if quick else minutes,
+        seed=seed,
+        threads=threads,
+    )
+    with progress_on_terminal() as progress:
+        plan = find_plan(options, progress)
+    found, path = plan.measured, out or bundle / PLAN_FILE
+    verdict = f"{found['passes']:.4g} passes for {plan.steps} {plan.solver} steps, refreshes at {plan.refreshes}"
+    if not found["met"]:
+        _say(f"no plan of those tried keeps sliced Wasserstein within {budget:.1%}; the closest: {verdict}; "
+             "nothing was written: allow a larger --budget, or train longer")  # fmt: skip
+        if as_json:
+            print(json.dumps({"plan": None, "measured": found}))
+        raise typer.Exit(1)
+    plan.write(path)
+    _finish({"plan": str(path), "measured": found}, as_json, f"{path}: {verdict}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise OptionError(f"--steps must be whole numbers with commas between, found {text!r}; write 1000") from None
 
 
 @app.command()
@@ -286,7 +377,27 @@ def _told(error: Exception) -> int | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `e2crf`."""
-    sys.exit(_run(lambda: app(arguments, standalone_mode=False)))
+    with _warnings_in_words():
+        code = _run(lambda: app(arguments, standalone_mode=False))
+    sys.exit(code)
+
+
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """Say warnings of ours as sentences, each once; those of others stay as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CacheWarning)
+        show, said = warnings.showwarning, set[str]()
+
+        def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, CacheWarning):
+                show(message, category, *place, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                _say(f"warning: {message}")
+
+        warnings.showwarning = say
+        yield
 
 
 def _run(command: Callable[[], Any]) -> int:

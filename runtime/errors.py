@@ -3,7 +3,9 @@
     Exception
     ├── ValueError
     │   └── OptionError     an argument is wrong: unknown word, impossible number, knobs that contradict
-    └── BackendError        a backend cannot be opened, or failed while running
+    ├── BackendError        a backend cannot be opened, or failed while running
+    └── Warning
+        └── CacheWarning    a cache did not do what a cache is for
 
 A damaged or missing bundle is an `export.manifest.ManifestError`. The command line turns these into one
 sentence; anything else is a bug and keeps its traceback.
@@ -21,6 +23,10 @@ class OptionError(ValueError):
 
 class BackendError(Exception):
     """A backend could not be opened or could not run."""
+
+
+class CacheWarning(UserWarning):
+    """A cache that never reused anything, or was never refreshed."""
 
 
 def parse_word(words: type[Word], value: str, what: str) -> Word:

@@ -6,7 +6,8 @@ from each 64-bit word. No rejection is involved, so a GPU kernel can make the ve
 same counters, and a batch, a worker or a resumed run sees what one long run would have seen.
 
 Counter layout (256 bits, low word first): word 0 = step * ceil(values / 8) + block, word 1 = sample,
-words 2 and 3 zero; key = (seed, 0). Step 0 is the prior; the noise of solver step i is step i + 1.
+words 2 and 3 zero; key = (seed, purpose). Step 0 is the prior; the noise of solver step i is step i + 1.
+Purpose 0 is the noise, purpose 1 the choice of probes.
 """
 
 import numpy as np
@@ -31,7 +32,7 @@ def _normals(words: NDArray[np.uint64]) -> NDArray[np.float32]:
 
 
 def _words(
-    seed: int, samples: NDArray[np.int64], first_step: int, num_steps: int, num_values: int
+    seed: int, samples: NDArray[np.int64], first_step: int, num_steps: int, num_values: int, purpose: int = 0
 ) -> NDArray[np.uint64]:
     """The raw words [num_steps, len(samples), W] that `num_values` normals per sample and step come from."""
     require(0 <= seed < 2**64, "the seed must be an integer from 0 to 2^64 - 1", seed, "choose one in that range")
@@ -40,7 +41,8 @@ def _words(
     for row, sample in enumerate(samples):
         # NumPy counts up before it makes a block, so start one below the first counter.
         counter = ((int(sample) << 64) + first_step * blocks_per_step - 1) % 2**256
-        words[row] = np.random.Philox(key=seed, counter=counter).random_raw(words[row].size).reshape(words[row].shape)
+        philox = np.random.Philox(key=seed + (purpose << 64), counter=counter)
+        words[row] = philox.random_raw(words[row].size).reshape(words[row].shape)
     return words.swapaxes(0, 1)
 
 
@@ -54,6 +56,12 @@ def standard_normal(
     return _normals(_words(seed, samples, first_step, num_steps, num_values))[..., :num_values]
 
 
+def uniform(seed: int, samples: NDArray[np.int64], step: int, num_values: int) -> NDArray[np.float32]:
+    """Uniform draws in [0, 1) for the choices of a policy at a step, [len(samples), num_values]."""
+    words = _words(seed, samples, step, 1, 2 * num_values, purpose=1)[0, :, :num_values]  # a word each
+    return (words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
 class NoiseStream:
     """The noise of one batch, step by step; made in chunks, so that a step costs microseconds.
 
@@ -65,7 +73,7 @@ class NoiseStream:
     NORMAL_CHUNK = 1 << 14  # values made normal at once: they stay in a core's cache
 
     def __init__(self, seed: int, samples: NDArray[np.int64], shape: tuple[int, int], num_steps: int) -> None:
-        self._seed, self._samples, self._shape, self._num_steps = seed, samples, shape, num_steps
+        self.seed, self.samples, self._shape, self._num_steps = seed, samples, shape, num_steps
         values = max(1, len(samples) * shape[0] * shape[1])
         self._words_steps = max(1, self.WORD_CHUNK // values)
         self._normals_steps = max(1, self.NORMAL_CHUNK // values)
@@ -76,7 +84,7 @@ class NoiseStream:
     def prior(self) -> NDArray[np.float32]:
         """The standard normals that the prior is scaled from, [B, N, C]."""
         num_values = self._shape[0] * self._shape[1]
-        return standard_normal(self._seed, self._samples, 0, 1, num_values).reshape(-1, *self._shape)
+        return standard_normal(self.seed, self.samples, 0, 1, num_values).reshape(-1, *self._shape)
 
     def step(self, i: int) -> NDArray[np.float32]:
         """The standard normals of solver step i, [B, N, C]; a view that a later call may replace."""
@@ -85,12 +93,22 @@ class NoiseStream:
         normals: NDArray[np.float32] = self._normals[i - self._normals_first]
         return normals
 
+    def add_weighted(self, i: int, j: int, weights: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Add the normals of steps i .. j - 1, each times its `weights` [j - i, N, C or 1], to `out` [B, N, C]."""
+        step = i
+        while step < j:
+            self.step(step)  # makes the chunk that holds it
+            first, past = step - self._normals_first, min(j - self._normals_first, len(self._normals))
+            part = weights[step - i : step - i + past - first, None]
+            out += np.multiply(self._normals[first:past], part).sum(axis=0)
+            step = self._normals_first + past
+
     def _make_normals(self, i: int) -> None:
         num_values = self._shape[0] * self._shape[1]
         if not self._words_first <= i < self._words_first + len(self._words):
             num_steps = min(self._words_steps, self._num_steps - i)
             self._words_first = i
-            self._words = _words(self._seed, self._samples, i + 1, num_steps, num_values)
+            self._words = _words(self.seed, self.samples, i + 1, num_steps, num_values)
         first = i - self._words_first
         normals = _normals(self._words[first : first + self._normals_steps])[..., :num_values]
         self._normals_first = i

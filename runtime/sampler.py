@@ -10,31 +10,42 @@ was drawn before it.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from enum import Enum
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.manifest import Manifest, read_manifest
 from runtime.backends.base import Backend, open_backend
-from runtime.cache.policy import E2CRF, PolicyName, Reuse, TokenFacts, steps_of
-from runtime.cache.state import Trajectory
+from runtime.cache.options import E2CRF, PolicyName
+from runtime.cache.plan import PLAN_FILE, Plan, read_plan
+from runtime.cache.policy import Cache, Decision, Reuse, TokenFacts, steps_of
+from runtime.cache.state import ModelFacts, Trajectory
 from runtime.cache.stats import Recorder, Stats
-from runtime.errors import parse_word, require
+from runtime.errors import CacheWarning, parse_word, require
 from runtime.fourier import idft
+from runtime.leaps import Leaps
 from runtime.noise import NoiseStream
-from runtime.schedule import schedule_of
+from runtime.schedule import Schedule, schedule_of
 from runtime.score import Graphs, ScoreNetwork, has_kv
 from runtime.sde import process_from_facts
-from runtime.solvers import Solver
+from runtime.solvers import Solver, TimeGrid
 
 DIVERGED_RMS = 10.0  # a sample whose standardised tokens have a larger RMS than this has left the data
 UNCACHED = E2CRF(policy=PolicyName.NEVER, alpha_prior=0.0)
-_DEFAULT = E2CRF()
+DEFAULT_STEPS, DEFAULT_SOLVER, DEFAULT_GRID = 1000, Solver.ANCESTRAL, TimeGrid.UNIFORM
+
+
+class Auto(Enum):
+    """The cache that is used when none is named."""
+
+    AUTO = "the bundle's plan, or E2CRF() without one"
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,8 @@ class StepInfo:
     num_steps: int
     t: float
     event: str
-    z: NDArray[np.float32]  # [B, N, C], standardised; valid until the next step
+    z: NDArray[np.float32]  # [B, N, C], standardised, after the step; valid until the next one
+    data: NDArray[np.float32]  # [B, N, C], the data prediction the step was taken with
 
 
 class Interrupted(KeyboardInterrupt):
@@ -72,12 +84,17 @@ OnStep = Callable[[StepInfo], None]
 class Model:
     """A bundle opened on a backend."""
 
-    def __init__(self, manifest: Manifest, backend: Backend, *, graphs: str = Graphs.STEP) -> None:
+    def __init__(
+        self, manifest: Manifest, backend: Backend, *, graphs: str = Graphs.STEP, bundle: Path | None = None
+    ) -> None:
         self.manifest = manifest
         self.backend = backend
-        self._graphs = parse_word(Graphs, graphs, "graph set")
-        self.tokens = TokenFacts(np.asarray(manifest.tokens.frequency, np.int64), self._obstacle())
-        self.schedule = lru_cache(maxsize=4)(partial(schedule_of, manifest))  # by (solver, steps, reuse mode)
+        self.bundle = bundle  # where a plan is looked for
+        self.graphs = parse_word(Graphs, graphs, "graph set")
+        tokens = TokenFacts(np.asarray(manifest.tokens.frequency, np.int64), self._obstacle())
+        energy = np.square(np.asarray(manifest.standardisation.std))
+        self.facts = ModelFacts(tokens, (energy / energy.sum()).astype(np.float32))
+        self._tables = lru_cache(maxsize=8)(partial(_tables, manifest))
 
     def _obstacle(self) -> str | None:
         if self.manifest.diffusion.domain == "time":
@@ -86,6 +103,16 @@ class Model:
             return f"a {self.manifest.network.backbone} network on backend {self.backend.name} has no K/V cache"
         return None
 
+    def schedule(self, solver: Solver, steps: int, grid: TimeGrid, reuse: Reuse) -> tuple[Schedule, Leaps]:
+        """The tables of a trajectory, made once."""
+        return self._tables(solver, steps, grid, reuse)
+
+    def plan(self) -> Plan | None:
+        """The plan of the bundle, None if it has none; a `PlanError` if the file is broken."""
+        if self.bundle is None or not (self.bundle / PLAN_FILE).exists():
+            return None
+        return read_plan(self.bundle / PLAN_FILE)
+
     def score(self, z: NDArray[np.floating], t: NDArray[np.floating]) -> NDArray[np.float32]:
         """The network itself, uncached: z [B, N, C] standardised, t [B] in (0, 1] -> score [B, N, C]."""
         network = self.manifest.network
@@ -93,7 +120,7 @@ class Model:
         require(z.shape == expected and len(z) > 0, f"z must have the shape (B, {expected[1]}, {expected[2]})",
                 z.shape, "standardise and transform the series first")  # fmt: skip
         require(t.shape == (len(z),), f"t must have the shape ({len(z)},)", t.shape, "give one time per sample")
-        call = ScoreNetwork(self.manifest, self.backend, len(z), self._graphs).call(network.num_tokens)
+        call = ScoreNetwork(self.manifest, self.backend, len(z), self.graphs).call(network.num_tokens)
         call.z[...], call.t[...] = z, t
         call.run()
         return call.score
@@ -102,25 +129,29 @@ class Model:
         self,
         n: int,
         *,
-        steps: int = 1000,
-        solver: str = Solver.ANCESTRAL,
+        steps: int | None = None,
+        solver: str | None = None,
+        grid: str | None = None,
         seed: int = 0,
         batch_size: int = 64,
-        cache: E2CRF | None = _DEFAULT,
+        cache: Cache | Auto | None = Auto.AUTO,
         on_step: OnStep | None = None,
         first_sample: int = 0,
     ) -> Samples:
         """Draw samples first_sample .. first_sample + n - 1 of the seed.
 
-        `cache=None` is the uncached sampler. `on_step` is called after every solver step. Raises an
-        `OptionError` for a value that cannot be meant, a `BackendError` when the backend fails, and on Ctrl-C
-        `Interrupted` with the finished batches.
+        `cache` left out is the bundle's plan, else `E2CRF()`; `cache=None` is the uncached sampler. Steps, solver
+        and time grid left out are those of the plan, else 1000, ancestral and uniform. `on_step` is called after
+        every solver step; without it, steps that need no network are taken together. Raises an `OptionError` for
+        a value that cannot be meant (a `PlanError` for a plan that is broken or of other settings), a
+        `BackendError` when the backend fails, and on Ctrl-C `Interrupted` with the finished batches. Warns
+        (`CacheWarning`) where a cache never reused or never refreshed.
         """
         require(n >= 1, "the number of samples must be at least 1", n, "ask for one or more")
         require(batch_size >= 1, "batch_size must be at least 1", batch_size, "64 is the default")
         require(first_sample >= 0, "first_sample must not be negative", first_sample, "0 is the default")
-        options = UNCACHED if cache is None else cache
-        run = _Run(self, options, parse_word(Solver, solver, "solver"), steps, seed, on_step)
+        settings = self.settings(steps, solver, grid, cache)
+        run = _Run(self, settings, seed, on_step)
         begun = time.perf_counter()
         batches: list[NDArray[np.float32]] = []
         with np.errstate(over="ignore", invalid="ignore"):  # a sample that diverges is counted, not warned of
@@ -129,7 +160,30 @@ class Model:
                     batches.append(run.batch(start, min(batch_size, first_sample + n - start)))
             except KeyboardInterrupt as stop:
                 raise Interrupted(self._collect(run, batches, begun) if batches else None) from stop
-            return self._collect(run, batches, begun)
+            drawn = self._collect(run, batches, begun)
+        if isinstance(settings.cache, E2CRF) and settings.cache.policy != PolicyName.NEVER:
+            for message in drawn.stats.warnings:
+                warnings.warn(message, CacheWarning, stacklevel=2)
+        return drawn
+
+    def settings(
+        self, steps: int | None, solver: str | None, grid: str | None, cache: Cache | Auto | None
+    ) -> "Settings":
+        """What is left out filled in, and a plan held against what is not."""
+        if isinstance(cache, Auto):
+            cache = self.plan() or E2CRF()
+        usual: tuple[int, str, str] = (DEFAULT_STEPS, DEFAULT_SOLVER, DEFAULT_GRID)
+        if isinstance(cache, Plan):
+            usual = (cache.steps, cache.solver, cache.grid)
+        chosen = Settings(
+            steps=usual[0] if steps is None else steps,
+            solver=parse_word(Solver, usual[1] if solver is None else solver, "solver"),
+            grid=parse_word(TimeGrid, usual[2] if grid is None else grid, "time grid"),
+            cache=UNCACHED if cache is None else cache,
+        )
+        if isinstance(cache, Plan):
+            cache.check(self.manifest, chosen.steps, chosen.solver, chosen.grid)
+        return chosen
 
     def _collect(self, run: "_Run", batches: list[NDArray[np.float32]], begun: float) -> Samples:
         z = np.concatenate(batches)
@@ -153,40 +207,79 @@ class Model:
         self.close()
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a `sample` call comes down to."""
+
+    steps: int
+    solver: Solver
+    grid: TimeGrid
+    cache: Cache
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The cache in plain values, for a record; of a plan without what its calibration measured."""
+        known = asdict(self.cache) if is_dataclass(self.cache) else {"cache": repr(self.cache)}
+        return {name: value for name, value in known.items() if name != "measured"}
+
+
 class _Run:
     """One `sample` call: what its batches have in common."""
 
-    def __init__(
-        self, model: Model, options: E2CRF, solver: Solver, num_steps: int, seed: int, on_step: OnStep | None
-    ) -> None:
-        manifest = model.manifest
-        reuse = parse_word(Reuse, options.reuse, "reuse mode")
+    def __init__(self, model: Model, settings: Settings, seed: int, on_step: OnStep | None) -> None:
+        manifest, cache = model.manifest, settings.cache
+        reuse = parse_word(Reuse, cache.reuse, "reuse mode")
         process = process_from_facts(manifest.diffusion.process, manifest.diffusion.parameters)
-        self._model, self._seed, self._on_step = model, seed, on_step
-        self._schedule = model.schedule(solver, num_steps, reuse)
+        self._model, self._seed, self._on_step, self._cache = model, seed, on_step, cache
+        self._schedule, self._leaps = model.schedule(settings.solver, settings.steps, settings.grid, reuse)
         self._steps = steps_of(process, self._schedule.times)
-        self._policy = options.concrete(model.tokens, num_steps)
+        self._policy = cache.concrete(model.facts.tokens, self._steps)
         self._linear = reuse.is_linear
-        self.recorder = Recorder(model.tokens.frequency, num_steps)
+        self.recorder = Recorder(model.facts.tokens.frequency, settings.steps)
 
     def batch(self, first: int, size: int) -> NDArray[np.float32]:
         """Samples first .. first + size - 1 as standardised tokens [size, N, C]."""
-        model, recorder = self._model, Recorder(self._model.tokens.frequency, len(self._steps))
-        network = ScoreNetwork(model.manifest, model.backend, size, model._graphs)
+        model, num_steps = self._model, len(self._steps)
+        recorder = Recorder(model.facts.tokens.frequency, num_steps)
+        network = ScoreNetwork(model.manifest, model.backend, size, model.graphs)
         shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
-        noise = NoiseStream(self._seed, np.arange(first, first + size), shape, len(self._steps))
-        trajectory = Trajectory(network, self._schedule, noise.prior(), linear=self._linear)
+        noise = NoiseStream(self._seed, np.arange(first, first + size), shape, num_steps)
+        trajectory = Trajectory(
+            model.facts, network, self._schedule, self._leaps, noise,
+            linear=self._linear, needs=self._cache.needs, feedback=self._cache.feedback,
+        )  # fmt: skip
         recorder.cache_bytes = network.cache_bytes
         recorder.state_bytes = trajectory.state_bytes
-        for i, step in enumerate(self._steps):
-            decision = self._policy(step, trajectory.signals(i))
-            trajectory.carry_out(i, decision)
-            trajectory.advance(i, noise.step(i))
-            recorder.record(i, decision, size)
+        i = 0
+        while i < num_steps:
+            decisions = self._policy(self._steps[i], trajectory.at(i))
+            j = i + 1
+            if self._on_step is None and isinstance(decisions, Decision) and trajectory.can_coast(decisions):
+                j = decisions.until
+                trajectory.coast(i, j, decisions.event)
+            else:
+                trajectory.carry_out(i, decisions)
+                trajectory.advance(i)
+            recorder.record(i, j, decisions, trajectory)
             if self._on_step is not None:
-                self._on_step(StepInfo(first, size, i, step.num_steps, step.t, decision.event, trajectory.z))
+                step, event = self._steps[i], _event_of(decisions)
+                self._on_step(StepInfo(first, size, i, step.num_steps, step.t, event, trajectory.z, trajectory.data))
+            i = j
+        recorder.work = trajectory.work
         self.recorder.add(recorder)  # only now: an interrupted batch leaves no trace
         return trajectory.z
+
+
+def _event_of(decisions: Decision | Sequence[Decision]) -> str:
+    """The event of a step; several where samples differ."""
+    if isinstance(decisions, Decision):
+        return decisions.event
+    return ", ".join(dict.fromkeys(decision.event for decision in decisions))
+
+
+def _tables(manifest: Manifest, solver: Solver, steps: int, grid: TimeGrid, reuse: Reuse) -> tuple[Schedule, Leaps]:
+    schedule = schedule_of(manifest, solver, steps, grid, reuse)
+    return schedule, Leaps(schedule)
 
 
 def _num_diverged(z: NDArray[np.float32]) -> int:
@@ -210,4 +303,4 @@ def load(
     path = Path(bundle)
     manifest = read_manifest(path)
     opened = open_backend(backend, path, manifest, device=device, threads=threads)
-    return Model(manifest, opened, graphs=graphs)
+    return Model(manifest, opened, graphs=graphs, bundle=path)

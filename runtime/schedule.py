@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from export.manifest import Manifest
 from runtime.cache.policy import Reuse
 from runtime.sde import process_from_facts
-from runtime.solvers import SOLVERS, Solver, Times, uniform_times
+from runtime.solvers import SOLVERS, Solver, TimeGrid, Times, time_grid
 
 Table = NDArray[np.float32]
 
@@ -37,9 +37,13 @@ class Schedule:
     latent_to_data: Table  # [T]
     from_latent: Table  # [T, N, C or 1] of the reuse mode
     from_value: Table  # [T, N, 1] of the reuse mode
-    step_latent: Table  # [T], the solver: z_next = step_latent z + step_data z0 + step_noise e
+    step_latent: Table  # [T], the solver: z_next = latent z + data z0 + previous z0_before + noise e
     step_data: Table  # [T]
+    step_previous: Table  # [T]
     step_noise: Table  # [T, N, 1], G included
+    impact: Table  # [T], effect of an error of z0 at a step on the finished series, both in data std
+    is_stochastic: bool  # whether any step adds noise
+    is_multistep: bool  # whether any step looks at the data prediction before
 
     @property
     def num_steps(self) -> int:
@@ -47,10 +51,10 @@ class Schedule:
         return len(self.times)
 
 
-def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, reuse: Reuse) -> Schedule:
-    """The tables for a model, a solver, T steps and a reuse mode."""
+def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, grid: TimeGrid, reuse: Reuse) -> Schedule:
+    """The tables for a model, a solver, T steps on a time grid, and a reuse mode."""
     process = process_from_facts(manifest.diffusion.process, manifest.diffusion.parameters)
-    times = uniform_times(num_steps, manifest.diffusion.eps)
+    times = time_grid(grid, process, num_steps, manifest.diffusion.eps)
     shape = np.asarray(manifest.tokens.noise_shape)[None, :, None]  # G, [1, N, 1]
     varies = np.asarray(manifest.standardisation.std)[None] > 0  # [1, N, C]
     alpha, sigma = process.alpha(times)[:, None, None], process.sigma(times)[:, None, None]
@@ -74,6 +78,13 @@ def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, reuse: Reuse
         "from_value": from_value,
         "step_latent": table.latent,
         "step_data": table.data,
+        "step_previous": table.previous,
         "step_noise": table.noise[:, None, None] * shape,
+        "impact": np.append(alpha[1:, 0, 0], 1.0) * table.data,
     }
-    return Schedule(times, **{name: value.astype(np.float32) for name, value in tables.items()})
+    return Schedule(
+        times,
+        **{name: value.astype(np.float32) for name, value in tables.items()},
+        is_stochastic=bool(table.noise.any()),
+        is_multistep=bool(table.previous.any()),
+    )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from export.manifest import Manifest, layer_name
 from runtime.backends.base import Backend
+from runtime.errors import OptionError
 
 Buffers = dict[str, NDArray[Any]]
 
@@ -35,6 +36,7 @@ class Call:
     t: NDArray[np.float32]  # [B]
     token: NDArray[np.int64]  # [B, S]
     score: NDArray[np.float32]  # [B, S, C]
+    hidden: NDArray[np.float32] | None  # [B, S, D], the features z_L, where they were asked for
     run: Callable[[], None]
 
 
@@ -57,55 +59,78 @@ class ScoreNetwork:
         layers = range(network.num_layers if self.has_cache else 0)
         self.keys = [np.zeros(shape, np.float32) for _ in layers]
         self.values = [np.zeros(shape, np.float32) for _ in layers]
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[tuple[int, int, int], Call] = {}
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the K/V caches: L * 2 * B * N * d_model * 4, or 0 without K/V."""
         return sum(array.nbytes for array in (*self.keys, *self.values))
 
-    def call(self, num_tokens: int) -> Call:
-        """The prepared call for S = `num_tokens`; the same object every time."""
-        if num_tokens not in self._calls:
-            self._calls[num_tokens] = self._prepare(num_tokens)
-        return self._calls[num_tokens]
+    @property
+    def d_model(self) -> int:
+        """Width of the features."""
+        return self._manifest.network.d_model
 
-    def _prepare(self, num_tokens: int) -> Call:
+    def call(self, num_tokens: int, first: int = 0, last: int | None = None, *, features: bool = False) -> Call:
+        """The prepared call for S = `num_tokens` of samples first .. last - 1; the same object every time.
+
+        Without K/V only all samples and all tokens can be asked for; `features` must stay the same.
+        """
+        key = (num_tokens, first, self._batch if last is None else last)
+        if key not in self._calls:
+            self._calls[key] = self._prepare(*key, features)
+        return self._calls[key]
+
+    def _prepare(self, num_tokens: int, first: int, last: int, features: bool) -> Call:
         network = self._manifest.network
         assert self.has_cache or num_tokens == network.num_tokens, "only whole steps without K/V"
-        rows = (self._batch, num_tokens, network.num_channels)
+        rows = (last - first, num_tokens, network.num_channels)
         buffers: Buffers = {
             "z": np.zeros(rows, np.float32),
-            "t": np.zeros(self._batch, np.float32),
-            "token": np.tile(np.arange(num_tokens, dtype=np.int64), (self._batch, 1)),
+            "t": np.zeros(last - first, np.float32),
+            "token": np.tile(np.arange(num_tokens, dtype=np.int64), (last - first, 1)),
             "score": np.zeros(rows, np.float32),
         }
-        run = self._bind_step(buffers) if self._graphs is Graphs.STEP else self._bind_split(buffers)
-        return Call(buffers["z"], buffers["t"], buffers["token"], buffers["score"], run)
+        if features:
+            self._require_features()
+            buffers["hidden"] = np.zeros((*rows[:2], network.d_model), np.float32)
+        bind = self._bind_step if self._graphs is Graphs.STEP else self._bind_split
+        run = bind(buffers, slice(first, last))
+        return Call(buffers["z"], buffers["t"], buffers["token"], buffers["score"], buffers.get("hidden"), run)
 
-    def _bind_step(self, buffers: Buffers) -> Callable[[], None]:
+    def _require_features(self) -> None:
+        if self._graphs is Graphs.STEP and "hidden" not in self._gives:
+            raise OptionError(
+                "the event intensity needs the features of the last layer, found a step graph that does not give "
+                "them; export the bundle again, or use the split graphs"
+            )
+
+    def _bind_step(self, buffers: Buffers, samples: slice) -> Callable[[], None]:
         caches = {
-            f"{kind}_{index:02d}": array
+            f"{kind}_{index:02d}": array[samples]
             for kind, arrays in (("key", self.keys), ("value", self.values))
             for index, array in enumerate(arrays)
         }
         inputs = buffers | {f"past_{name}": array for name, array in caches.items()}
-        outputs = {"score": buffers["score"]} | {f"present_{name}": array for name, array in caches.items()}
+        outputs = {name: array for name, array in buffers.items() if name in ("score", "hidden")}
+        outputs |= {f"present_{name}": array for name, array in caches.items()}
         return self._backend.bind(
             "step",
             {name: array for name, array in inputs.items() if name in self._takes},
             {name: array for name, array in outputs.items() if name in self._gives},
         )
 
-    def _bind_split(self, buffers: Buffers) -> Callable[[], None]:
+    def _bind_split(self, buffers: Buffers, samples: slice) -> Callable[[], None]:
         bind, token = self._backend.bind, buffers["token"]
-        hidden = [np.zeros((*token.shape, self._manifest.network.d_model), np.float32) for _ in range(2)]
+        hidden = [np.zeros((*token.shape, self.d_model), np.float32) for _ in range(2)]
+        if "hidden" in buffers:
+            hidden[len(self.keys) % 2] = buffers["hidden"]
         given = {name: buffers[name] for name in ("z", "t", "token")}
         calls = [bind("embed", given, {"hidden": hidden[0]})]
         for index, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
             before, after = hidden[index % 2], hidden[(index + 1) % 2]
-            inputs = {"hidden": before, "token": token, "past_key": key, "past_value": value}
-            outputs = {"hidden_out": after, "present_key": key, "present_value": value}
+            inputs = {"hidden": before, "token": token, "past_key": key[samples], "past_value": value[samples]}
+            outputs = {"hidden_out": after, "present_key": key[samples], "present_value": value[samples]}
             calls.append(bind(layer_name(index), inputs, outputs))
         calls.append(bind("head", {"hidden": hidden[len(self.keys) % 2]}, {"score": buffers["score"]}))
 

@@ -15,7 +15,7 @@ from bench.quality import QualityOptions
 from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.manifest import Manifest, read_manifest
-from runtime.cache.policy import E2CRF
+from runtime.cache.options import E2CRF
 from runtime.sde import EPS
 from train.networks import NetworkOptions, TransformerScore
 

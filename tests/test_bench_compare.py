@@ -19,7 +19,7 @@ from bench.latency import RaceOptions
 from bench.quality import QualityOptions, judge, mean_sample
 from bench.records import Row, read_records
 from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show, write_results
-from runtime.cache.policy import E2CRF
+from runtime.cache.options import E2CRF
 from runtime.sampler import load
 
 QUICK = QualityOptions(num_directions=60, num_resamples=40, interval_directions=30)

@@ -36,7 +36,7 @@ def test_the_bundle_has_the_graphs_of_the_contract(tmp_path: Path) -> None:
     assert ports["head"] == (["hidden"], ["score"])
     caches = [f"{kind}_{index:02d}" for index in range(2) for kind in ("key", "value")]
     assert ports["step"][0] == ["z", "t", "token", *(f"past_{name}" for name in caches)]
-    assert ports["step"][1] == ["score", *(f"present_{name}" for name in caches)]
+    assert ports["step"][1] == ["score", "hidden", *(f"present_{name}" for name in caches)]
     shapes = {t.name: t.shape for t in manifest.graphs["layer_00"].inputs}
     assert shapes == {
         "hidden": ["B", "S", 12],

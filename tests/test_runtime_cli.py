@@ -123,7 +123,7 @@ def test_json_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], comm
         (["sample", "bundle", "--steps", "0"], "steps must be at least 1"),
         (["sample", "bundle", "-n", "-1"], "number of samples must be at least 1"),
         (["sample", "bundle", "--K", "99"], "K must not exceed"),
-        (["sample", "bundle", "--uncached", "--R", "3"], "--uncached takes no cache options"),
+        (["sample", "bundle", "--uncached", "--R", "3"], "a cache can be named in one way only"),
         (["sample", "bundle", "--out", "samples.csv"], "must be an .npz file"),
         (["sample", "bundle", "--stepz", "3"], "No such option"),
         (["sample"], "Missing argument"),

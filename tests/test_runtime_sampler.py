@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from export.checkpoint import Checkpoint
 from export.reference import TorchBackend
 from runtime.backends.ort import OrtBackend
-from runtime.cache.policy import E2CRF, Decision, Event, Signals, Step, TokenFacts
+from runtime.cache.options import E2CRF
+from runtime.cache.policy import Decision, Event, TokenFacts, steps_of
 from runtime.errors import BackendError, OptionError
 from runtime.sampler import Interrupted, Model, StepInfo, load
 from runtime.sde import VP
 from tests.tiny import gaussian, make_bundle
 
 EVERY_STEP = E2CRF(R=1, alpha_prior=0.0)
+pytestmark = pytest.mark.filterwarnings("ignore::runtime.errors.CacheWarning")  # small caches; held elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -209,20 +211,30 @@ def test_ctrl_c_keeps_the_finished_batches(tiny: tuple[Model, Checkpoint]) -> No
     with pytest.raises(Interrupted) as caught:
         model.sample(6, steps=7, batch_size=2, on_step=stop)
     assert caught.value.samples is not None
-    assert np.array_equal(caught.value.samples.series, model.sample(4, steps=7, batch_size=2).series)
+    assert np.array_equal(
+        caught.value.samples.series, model.sample(4, steps=7, batch_size=2, on_step=lambda info: None).series
+    )
     assert caught.value.samples.stats.num_samples == 4
     assert sum(caught.value.samples.stats.event_counts.values()) == 4 * 7
+
+
+class Since:
+    """The one signal that schedules look at."""
+
+    def __init__(self, since_refresh: int | None) -> None:
+        self.since_refresh = since_refresh
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 8), st.integers(1, 5), st.sampled_from([0.0, 0.2, 0.5]))
 def test_interval_never_lets_a_token_grow_older_than_R(T: int, R: int, K: int, low_every: int, alpha: float) -> None:
     """Also: the first network step computes all, and once the network has begun there is no prior step."""
     frequency = np.array([*range(8), *range(1, 8)])
-    policy = E2CRF(R=R, K=K, low_every=low_every, alpha_prior=alpha).concrete(TokenFacts(frequency), T)
+    steps = steps_of(VP(), np.linspace(1, 1e-5, T))
+    policy = E2CRF(R=R, K=K, low_every=low_every, alpha_prior=alpha).concrete(TokenFacts(frequency), steps)
     refreshed: int | None = None
-    for i, t in enumerate(np.linspace(1, 1e-5, T)):
-        age = None if refreshed is None else i - refreshed
-        decision: Decision = policy(Step(i, T, t, float(VP().alpha(t))), Signals(age))
+    for i in range(T):
+        decision = policy(steps[i], Since(None if refreshed is None else i - refreshed))  # type: ignore[arg-type]
+        assert isinstance(decision, Decision)
         if decision.event.is_full:
             assert (decision.event is Event.FIRST) == (refreshed is None)
             refreshed = i
@@ -237,7 +249,7 @@ def test_interval_never_lets_a_token_grow_older_than_R(T: int, R: int, K: int, l
 
 @pytest.mark.parametrize(
     "more",
-    [{"R": 5}, {"alpha_prior": 0.1}, {"K": 5}, {"low_every": 1}, {"policy": "never"}],
+    [{"R": 5}, {"alpha_prior": 0.1}, {"K": 5}, {"low_every": 1}, {"max_age": 5}],
     ids=lambda knob: next(iter(knob)),
 )
 def test_each_knob_recomputes_more_in_its_stated_direction(
@@ -254,11 +266,11 @@ def test_each_knob_recomputes_more_in_its_stated_direction(
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
-        ({"policy": "sometimes"}, "known ones are never, interval"),
+        ({"policy": "sometimes"}, "known ones are never, interval, e2crf"),
         ({"reuse": "latents"}, "known ones are feature, data"),
-        ({"R": 0}, "R must be at least 1"),
-        ({"K": -1}, "K must not be negative"),
-        ({"low_every": 0}, "low_every must be at least 1"),
+        ({"R": 0}, "R must be a whole number of at least 1"),
+        ({"K": -1}, "K must be a number of frequencies"),
+        ({"low_every": 0}, "low_every must be a whole number of at least 1"),
         ({"alpha_prior": float("nan")}, "alpha_prior must lie in"),
         ({"alpha_prior": 1.0}, "alpha_prior must lie in"),
     ],
@@ -274,7 +286,7 @@ def test_impossible_cache_options_are_refused(knobs: dict[str, object], says: st
         ({"n": 0}, "number of samples must be at least 1"),
         ({"n": -2}, "number of samples must be at least 1"),
         ({"n": 1, "steps": 0}, "steps must be at least 1"),
-        ({"n": 1, "solver": "rk4"}, "known ones are euler_maruyama, ancestral"),
+        ({"n": 1, "solver": "rk4"}, "known ones are euler_maruyama, ancestral, ddim"),
         ({"n": 1, "batch_size": 0}, "batch_size must be at least 1"),
         ({"n": 1, "seed": -1}, "seed must be an integer"),
         ({"n": 1, "cache": E2CRF(K=16)}, "K must not exceed the 8 frequencies"),

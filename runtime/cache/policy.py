@@ -1,36 +1,33 @@
-"""When to ask the network, and for which tokens: E2-CRF as pure functions of (step, signals).
+"""When to ask the network, and for which tokens: policies as pure functions of (step, signals).
 
-`E2CRF` is the options record a user writes. `E2CRF.concrete` makes it a policy for one model and one time
-grid: a frozen record that, called with a step and the signals of the trajectory, returns a `Decision` and
-remembers nothing. State lives in `cache.state`, records in `cache.stats`.
+A policy is called with a `Step` and the `Signals` of a batch and returns what to do: one `Decision` for all
+samples, or one per sample. It remembers nothing. State lives in `cache.state`, records in `cache.stats`, the
+knobs in `cache.options`, a calibrated schedule in `cache.plan`.
 
-The directions of the knobs: larger K, smaller R, smaller low_every and smaller alpha_prior all recompute MORE.
+To add a policy, write a record with the members of `Cache` and hand it to `Model.sample(cache=...)`: nothing
+else has to know of it.
+
+A decision that needs no network may say until which step it is certain to stand. The sampler then takes all
+these steps at once, in closed form.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple
+from enum import Flag, StrEnum, auto
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import OptionError, parse_word, require
 from runtime.sde import Process, signal_to_noise
 from runtime.solvers import Times
 
-NETWORK_REFRESHES = 25  # the default R refreshes this many times over t = 1 .. 0, prior phase included
-
-
-class PolicyName(StrEnum):
-    """The policies by name."""
-
-    NEVER = "never"  # never reuse: the uncached sampler
-    INTERVAL = "interval"
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 class Reuse(StrEnum):
-    """What a token contributes between two recomputations (see `cache.state`)."""
+    """What a token contributes between two recomputations (see `schedule`)."""
 
     FEATURE = "feature"
     DATA = "data"
@@ -49,14 +46,16 @@ class Event(StrEnum):
 
     PRIOR = "prior"  # closed form only: too little signal for the network to know anything
     FIRST = "first"  # the first network step: all tokens
-    REFRESH = "refresh"  # all tokens: R steps have passed, or nothing is ever reused
+    REFRESH = "refresh"  # all tokens: it was time, or nothing is ever reused
+    TRIGGER = "trigger"  # all tokens: a signal asked for it
     LOW = "low"  # the K lowest frequencies, against cached keys and values
+    CHOSEN = "chosen"  # low frequencies, tokens that changed much, old ones and probes
     REUSE = "reuse"  # no network call
 
     @property
     def is_full(self) -> bool:
         """Whether the step recomputed every token."""
-        return self in (Event.FIRST, Event.REFRESH)
+        return self in (Event.FIRST, Event.REFRESH, Event.TRIGGER)
 
 
 @dataclass(frozen=True)
@@ -69,110 +68,231 @@ class Step:
     signal: float
 
 
-class Signals(NamedTuple):  # a tuple, since one is made at every step
-    """What a policy may look at."""
+class Signals(Protocol):
+    """What a policy may look at, for a batch of B samples; each is computed when it is asked for."""
 
-    since_refresh: int | None  # steps since all tokens were recomputed; None: never yet
+    @property
+    def since_refresh(self) -> int | None:
+        """Steps since all tokens of all samples were recomputed, the longest in the batch; None: never yet."""
+
+    @property
+    def refresh_age(self) -> Ints:
+        """The same by sample, [B]."""
+
+    @property
+    def token_age(self) -> Ints:
+        """Steps since each token was recomputed, [B, N]."""
+
+    @property
+    def change(self) -> Floats:
+        """delta (eq. 15): squared change of z since the token was recomputed, summed over channels, [B, N]."""
+
+    @property
+    def energy(self) -> Floats:
+        """Energy of each token: its squared z weighted by its spectral weight over the mean one, [B, N]."""
+
+    @property
+    def intensity(self) -> Floats:
+        """r (eq. 14): relative squared change of the features at the last partial step, [B]; 0 after a refresh."""
+
+    @property
+    def impact(self) -> Floats:
+        """Estimated effect of reuse since the last refresh on the finished series, in data std, [B]."""
+
+    @property
+    def surprise(self) -> Floats:
+        """How far the prediction was off at the last full refresh, in data std of z0, [B]; 0 before the second."""
+
+    @property
+    def lots(self) -> Floats:
+        """A uniform draw in [0, 1) per frequency, from (seed, sample, step) alone, [B, F]."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do at a step; `tokens` [S] are the active tokens of a partial step."""
+    """What to do at a step; `tokens` [S] are the active tokens of a partial step.
+
+    Without a network call, `until` is the first step at which something else may be decided.
+    """
 
     event: Event
-    tokens: NDArray[np.int64] | None = None
+    tokens: Ints | None = None
+    until: int = 0
 
 
-_PRIOR, _FIRST, _REFRESH, _REUSE = (Decision(event) for event in (Event.PRIOR, Event.FIRST, Event.REFRESH, Event.REUSE))
-Policy = Callable[[Step, Signals], Decision]
+Decisions = Decision | Sequence[Decision]  # for all samples alike, or one for each
+Policy = Callable[[Step, Signals], Decisions]
 
-
-def never(step: Step, signals: Signals) -> Decision:
-    """Recompute everything at every step."""
-    return _FIRST if signals.since_refresh is None else _REFRESH
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A prior phase without network calls, a full refresh every R steps, low frequencies in between."""
-
-    R: int
-    alpha_prior: float
-    low_every: int
-    low_tokens: NDArray[np.int64]
-
-    def __call__(self, step: Step, signals: Signals) -> Decision:
-        """Decide a step."""
-        age = signals.since_refresh
-        if step.signal < self.alpha_prior:
-            return _PRIOR
-        if age is None:
-            return _FIRST
-        if age >= self.R:
-            return _REFRESH
-        if self.low_tokens.size and age % self.low_every == 0:
-            return Decision(Event.LOW, self.low_tokens)
-        return _REUSE
+FIRST, REFRESH, TRIGGER, REUSE = (Decision(event) for event in (Event.FIRST, Event.REFRESH, Event.TRIGGER, Event.REUSE))
 
 
 @dataclass(frozen=True)
 class TokenFacts:
     """What a policy must know of a model: the frequency of each token, and whether some can be computed alone."""
 
-    frequency: NDArray[np.int64]  # [N]
+    frequency: Ints  # [N]
     obstacle: str | None = None  # why only whole steps can be reused, None if they need not
 
+    @property
+    def num_frequencies(self) -> int:
+        """F."""
+        return int(self.frequency.max()) + 1
 
-@dataclass(frozen=True)
-class E2CRF:
-    """Options of the cache; every default is meant to be left alone until a calibration says otherwise."""
 
-    policy: str = PolicyName.INTERVAL
-    R: int | None = None  # full refresh every R steps; None: a 25th of the steps
-    K: int | None = None  # how many of the lowest frequencies to recompute in between; None: 3, or 0 without K/V
-    low_every: int | None = None  # recompute them every so many steps; None: a quarter of R
-    reuse: str = Reuse.RESIDUAL
-    alpha_prior: float = 0.2  # no network call below this signal-to-noise; 0: no prior phase
+class Needs(Flag):
+    """Signals that cost something to keep; the others are always there."""
 
-    def __post_init__(self) -> None:
-        parse_word(PolicyName, self.policy, "policy")
-        parse_word(Reuse, self.reuse, "reuse mode")
-        require(self.R is None or self.R >= 1, "R must be at least 1", self.R, "R = 1 refreshes at every step")
-        require(
-            self.K is None or self.K >= 0,
-            "K must not be negative",
-            self.K,
-            "K = 0 recomputes none in between",
-        )
-        every = self.low_every
-        require(every is None or every >= 1, "low_every must be at least 1", every, "1 means every step")
-        require(
-            0 <= self.alpha_prior < 1,
-            "alpha_prior must lie in [0, 1)",
-            self.alpha_prior,
-            "0 turns the prior phase off, the default is 0.2",
-        )
+    NOTHING = 0
+    CHANGE = auto()
+    INTENSITY = auto()
+    IMPACT = auto()
+    SURPRISE = auto()
 
-    def concrete(self, tokens: TokenFacts, num_steps: int) -> Policy:
-        """The policy for a model whose tokens are these, and a trajectory of `num_steps`."""
-        if self.policy == PolicyName.NEVER:
-            return never
-        num_frequencies = int(tokens.frequency.max()) + 1
-        K = self.K if self.K is not None else min(3, num_frequencies) if tokens.obstacle is None else 0
-        if K and tokens.obstacle is not None:
-            raise OptionError(f"K = {K} asks for the lowest frequencies alone, but {tokens.obstacle}; set K to 0")
-        require(
-            num_frequencies >= K,
-            f"K must not exceed the {num_frequencies} frequencies of this model ({len(tokens.frequency)} tokens)",
-            K,
-            "3 is the default",
-        )
-        R = self.R if self.R is not None else max(1, round(num_steps / NETWORK_REFRESHES))
-        low_every = self.low_every if self.low_every is not None else max(1, round(R / 4))
-        return Interval(R, self.alpha_prior, low_every, np.flatnonzero(tokens.frequency < K).astype(np.int64))
+
+class Cache(Protocol):
+    """Options that become a policy for a model and a time grid."""
+
+    @property
+    def reuse(self) -> str:
+        """What is reused, a word of `Reuse`."""
+
+    @property
+    def needs(self) -> Needs:
+        """The signals its policy looks at; Needs.NOTHING for a schedule."""
+
+    @property
+    def feedback(self) -> float:
+        """Error feedback (eq. 17-18): most of a probe's error that its neighbours take over; 0 for none."""
+
+    def concrete(self, facts: TokenFacts, steps: Sequence[Step]) -> Policy:
+        """The policy of one `sample` call; an `OptionError` if these options cannot serve the model."""
 
 
 def steps_of(process: Process, times: Times) -> list[Step]:
     """The steps of a time grid, as policies see them."""
     signal = signal_to_noise(process, times)
     return [Step(i, len(times), float(times[i]), float(signal[i])) for i in range(len(times))]
+
+
+def first_network_step(steps: Sequence[Step], alpha_prior: float) -> int:
+    """The first step with a signal-to-noise of at least `alpha_prior`; T if there is none."""
+    return next((step.index for step in steps if step.signal >= alpha_prior), len(steps))
+
+
+@dataclass(frozen=True)
+class Never:
+    """A prior phase, then everything at every step."""
+
+    first: int  # the first network step
+
+    def __call__(self, step: Step, signals: Signals) -> Decision:
+        """Decide a step."""
+        if step.index < self.first:
+            return Decision(Event.PRIOR, until=self.first)
+        return FIRST if signals.since_refresh is None else REFRESH
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A prior phase, then a full refresh every R steps, and the lowest frequencies every so often in between."""
+
+    R: int
+    first: int  # the first network step
+    low_every: int
+    low_tokens: Ints
+
+    def __call__(self, step: Step, signals: Signals) -> Decision:
+        """Decide a step."""
+        i, age = step.index, signals.since_refresh
+        if i < self.first:
+            return Decision(Event.PRIOR, until=self.first)
+        if age is None:
+            return FIRST
+        if age >= self.R:
+            return REFRESH
+        to_refresh = self.R - age
+        if not self.low_tokens.size:
+            return Decision(Event.REUSE, until=min(i + to_refresh, step.num_steps))
+        if age % self.low_every == 0:
+            return Decision(Event.LOW, self.low_tokens)
+        to_low = self.low_every - age % self.low_every
+        return Decision(Event.REUSE, until=min(i + min(to_refresh, to_low), step.num_steps))
+
+
+class Trigger(StrEnum):
+    """What may ask for a full refresh before it is time."""
+
+    NONE = "none"
+    FEATURE = "feature"  # eq. 14: the features of the recomputed tokens moved
+    IMPACT = "impact"  # the probe errors add up to an effect on the finished series
+
+
+@dataclass(frozen=True)
+class EventDriven:
+    """The published policy: active tokens by threshold, probes, and refreshes by event (eq. 14-16).
+
+    At every network step the tokens of a sample are: the K lowest frequencies, those that changed by more than
+    tau_k = tau_0 / (eps + energy), probes, and those that are too old. Both tokens of a frequency go together.
+    While the event intensity is at most tau_safe, the threshold is not looked at.
+    """
+
+    frequency: Ints  # [N]
+    R: int
+    first: int
+    low: int  # K
+    tau_0: float
+    eps: float
+    energy_weighting: bool
+    tau_safe: float
+    random_probe_ratio: float
+    max_age: int
+    trigger: Trigger
+    tau_warn: float
+    tolerance: float
+
+    def __call__(self, step: Step, signals: Signals) -> Decisions:
+        """Decide a step."""
+        if step.index < self.first:
+            return Decision(Event.PRIOR, until=self.first)
+        if signals.since_refresh is None:
+            return FIRST
+        due = signals.refresh_age >= self.R  # [B]
+        triggered = self._triggered(signals)
+        if due.all():
+            return REFRESH
+        chosen = self._chosen(signals)  # [B, F]
+        in_set = chosen[:, self.frequency]  # [B, N]
+        return [
+            REFRESH if late else TRIGGER if loud else self._decision(active)
+            for late, loud, active in zip(due, triggered, in_set, strict=True)
+        ]
+
+    def _triggered(self, signals: Signals) -> NDArray[np.bool_]:
+        if self.trigger is Trigger.FEATURE:
+            return signals.intensity > self.tau_warn
+        if self.trigger is Trigger.IMPACT:
+            return signals.impact > self.tolerance
+        return np.zeros(len(signals.refresh_age), np.bool_)
+
+    def _chosen(self, signals: Signals) -> NDArray[np.bool_]:
+        """The active frequencies of each sample."""
+        lots = signals.lots
+        chosen: NDArray[np.bool_] = lots < self.random_probe_ratio
+        chosen[:, : self.low] = True
+        moved = signals.token_age >= self.max_age
+        if np.isfinite(self.tau_0):
+            changed = (
+                signals.change * (self.eps + signals.energy) > self.tau_0
+                if self.energy_weighting
+                else (signals.change > self.tau_0)
+            )
+            if self.tau_safe > 0:
+                changed &= (signals.intensity > self.tau_safe)[:, None]
+            moved |= changed
+        rows, tokens = np.nonzero(moved)
+        chosen[rows, self.frequency[tokens]] = True
+        return chosen
+
+    def _decision(self, active: NDArray[np.bool_]) -> Decision:
+        tokens = np.flatnonzero(active)
+        return Decision(Event.CHOSEN, tokens) if tokens.size else REUSE

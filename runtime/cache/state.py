@@ -1,100 +1,326 @@
 """The state of one trajectory: latents, data predictions, what is cached per token, and how old it is.
 
 A new trajectory is a new object; every array has the batch in front and nothing is shared between samples.
-All steps work in place on buffers made at the start. On a CPU these are NumPy arrays and an empty step is a
-few vector operations; a backend with its own memory supplies a class of the same methods.
+All steps work in place on buffers made at the start. On a CPU these are NumPy arrays; a backend with its own
+memory supplies a class of the same methods.
 
 Between recomputations the data prediction of a token is `z0 = from_latent z + from_value v` (see `schedule`),
 with the cached value v held constant or, in the linear modes, extrapolated in t from its last two values.
+Steps that need no network are taken together (`coast`), any other one by one (`carry_out`, `advance`).
+
+Where the samples of a batch are to do different things, each run of neighbours that do the same is one
+network call over its own slice of the caches: nothing is gathered or copied.
 """
 
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.cache.policy import Decision, Event, Signals
+from runtime.cache.feedback import Feedback
+from runtime.cache.policy import Decision, Event, Needs, TokenFacts
+from runtime.leaps import Leaps
+from runtime.noise import NoiseStream, uniform
 from runtime.schedule import Schedule
-from runtime.score import Call, ScoreNetwork
+from runtime.score import ScoreNetwork
 
 Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+_ETA = 1e-6  # keeps the event intensity finite (eq. 14)
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192)  # numbers of tokens that sets chosen per sample are padded to
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a trajectory must know of its model beside the network."""
+
+    tokens: TokenFacts
+    weight: Floats  # [N, C], squared standardisation over its sum over tokens and channels: energy in data units
+
+
+@dataclass
+class Work:
+    """What the network ran: calls, tokens and seconds, of all calls and of those with all tokens."""
+
+    calls: int = 0
+    tokens: int = 0  # summed over samples, padding included
+    seconds: float = 0.0
+    full_calls: int = 0
+    full_tokens: int = 0
+    full_seconds: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def add(self, tokens: int, seconds: float, *, is_full: bool) -> None:
+        """Count one call."""
+        self.calls, self.tokens, self.seconds = self.calls + 1, self.tokens + tokens, self.seconds + seconds
+        if is_full:
+            self.full_calls += 1
+            self.full_tokens += tokens
+            self.full_seconds += seconds
 
 
 class Trajectory:
-    """One batch of samples on its way from noise to data; `prior` [B, N, C] is standard normal."""
+    """One batch of samples on its way from noise to data; also the `Signals` that its policy looks at."""
 
-    def __init__(self, network: ScoreNetwork, schedule: Schedule, prior: Floats, *, linear: bool) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        network: ScoreNetwork,
+        schedule: Schedule,
+        leaps: Leaps,
+        noise: NoiseStream,
+        *,
+        linear: bool,
+        needs: Needs = Needs.NOTHING,
+        feedback: float = 0.0,
+    ) -> None:
+        prior = noise.prior()
         batch, num_tokens, _ = prior.shape
-        self._network, self._schedule = network, schedule
+        self._facts, self._network, self._schedule, self._leaps, self._noise = facts, network, schedule, leaps, noise
+        self._needs, self.batch, self._i = needs, batch, 0
+        self.work = Work()
         self.z: Floats = schedule.prior_scale * prior  # [B, N, C]
         self.data = np.zeros_like(self.z)  # the data prediction z0
+        self._before = np.zeros_like(self.z) if schedule.is_multistep else None  # z0 of the step before
         self._value = np.zeros_like(self.z)  # what the reuse mode caches
         self._slope = np.zeros_like(self.z) if linear else None  # its change per unit of t
         self.made = np.full((batch, num_tokens), -1)  # the step each token was last recomputed at
-        self._refreshed: int | None = None  # the step all tokens were last recomputed at
+        self.made_changed = False  # whether `made` was written since its reader put this back
+        self._refreshed = np.full(batch, -1)  # the step all tokens of a sample were last recomputed at
+        self._oldest_refresh = -1  # the least of them
         self._scratch = np.empty_like(self.z)
         self._rows = np.arange(batch)[:, None]
         self._all = np.tile(np.arange(num_tokens), (batch, 1))
+        self._made_z = np.zeros_like(self.z) if needs & Needs.CHANGE else None  # z when a token was recomputed
+        shape = (batch, num_tokens, network.d_model)
+        self._features = np.zeros(shape, np.float32) if needs & Needs.INTENSITY else None  # z_L
+        self._intensity = np.zeros(batch, np.float32)
+        self._impact, self._probe_error = np.zeros(batch, np.float32), np.zeros(batch, np.float32)
+        self._surprise = np.zeros(batch, np.float32)
+        self._feedback = Feedback(facts.tokens.frequency, feedback) if feedback else None
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of this object's arrays, O(B N C); the K/V caches are the network's."""
-        arrays = (self.z, self.data, self._value, self._slope, self.made, self._scratch, self._all)
-        return sum(array.nbytes for array in arrays if array is not None)
+        """Bytes of this object's arrays, O(B N (C + D)); the K/V caches are the network's."""
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
 
-    def signals(self, i: int) -> Signals:
-        """What the policy may look at before step i."""
-        return Signals(since_refresh=None if self._refreshed is None else i - self._refreshed)
+    def at(self, i: int) -> "Trajectory":
+        """The signals of step i."""
+        self._i = i
+        return self
 
-    def carry_out(self, i: int, decision: Decision) -> None:
+    @property
+    def since_refresh(self) -> int | None:
+        """Steps since all tokens of all samples were recomputed, the longest in the batch; None: never yet."""
+        return None if self._oldest_refresh < 0 else self._i - self._oldest_refresh
+
+    @property
+    def refresh_age(self) -> Ints:
+        """The same by sample, [B]."""
+        return self._i - self._refreshed
+
+    @property
+    def token_age(self) -> Ints:
+        """Steps since each token was recomputed, [B, N]."""
+        return self._i - self.made
+
+    @property
+    def change(self) -> Floats:
+        """delta (eq. 15): squared change of z since the token was recomputed, summed over channels, [B, N]."""
+        assert self._made_z is not None, "the policy did not say that it needs Needs.CHANGE"
+        delta: Floats = np.square(self.z - self._made_z).sum(axis=2)
+        return delta
+
+    @property
+    def energy(self) -> Floats:
+        """Energy of each token: its squared z weighted by its spectral weight over the mean one, [B, N]."""
+        weight = self._facts.weight
+        relative: Floats = np.float32(weight.shape[0]) * weight
+        energy: Floats = (relative * np.square(self.z)).sum(axis=2)
+        return energy
+
+    @property
+    def keeps_intensity(self) -> bool:
+        """Whether `intensity` is measured at all."""
+        return self._features is not None
+
+    @property
+    def intensity(self) -> Floats:
+        """r (eq. 14): relative squared change of the features at the last partial step, [B]; 0 after a refresh."""
+        return self._intensity
+
+    @property
+    def impact(self) -> Floats:
+        """Estimated effect of reuse since the last refresh on the finished series, in data std, [B]."""
+        return self._impact
+
+    @property
+    def surprise(self) -> Floats:
+        """How far the prediction was off at the last full refresh, in data std of z0, [B]; 0 before the second."""
+        return self._surprise
+
+    @property
+    def lots(self) -> Floats:
+        """A uniform draw in [0, 1) per frequency, from (seed, sample, step) alone, [B, F]."""
+        return uniform(self._noise.seed, self._noise.samples, self._i, self._facts.tokens.num_frequencies)
+
+    def can_coast(self, decision: Decision) -> bool:
+        """Whether the steps up to `decision.until` may be taken at once."""
+        return decision.until > self._i + 1 and not self._schedule.is_multistep
+
+    def coast(self, i: int, j: int, event: Event) -> None:
+        """Take steps i .. j - 1 without a network call; `data` is left as it was."""
+        leap, scratch = self._leaps.get(i, j, prior=event is Event.PRIOR), self._scratch
+        self.z *= leap.latent
+        if leap.value is not None:
+            value = self._value_at(i)
+            np.multiply(value, leap.value, out=scratch)
+            self.z += scratch
+            if self._slope is not None and leap.slope is not None:
+                np.multiply(self._slope, leap.slope, out=scratch)
+                self.z += scratch
+        if leap.noise is not None:
+            self._noise.add_weighted(i, j, leap.noise, self.z)
+        if self._needs & Needs.IMPACT:
+            self._impact += self._schedule.impact[i:j].sum() * self._probe_error
+
+    def carry_out(self, i: int, decisions: Decision | Sequence[Decision]) -> None:
         """Make the data prediction of step i as decided."""
-        if decision.event is Event.PRIOR:
-            np.multiply(self._schedule.gaussian[i], self.z, out=self.data)
-        elif decision.event.is_full:
-            self._recompute(i, self._all)
-            self._refreshed = i
-        else:
-            self._predict(i)
-            if decision.tokens is not None:
-                self._recompute(i, np.broadcast_to(decision.tokens, (len(self.z), decision.tokens.shape[-1])))
+        self._i = i
+        if isinstance(decisions, Decision):
+            self._carry_out(i, decisions, 0, self.batch)
+            return
+        self._predict(i)
+        for decision, first, last in runs_of(decisions, self._facts.weight.shape[0]):
+            self._carry_out(i, decision, first, last, predicted=True)
 
-    def advance(self, i: int, noise: Floats) -> None:
-        """Take solver step i with standard normal noise [B, N, C]."""
+    def _carry_out(self, i: int, decision: Decision, first: int, last: int, *, predicted: bool = False) -> None:
+        """The same for samples first .. last - 1."""
+        event, tokens = decision.event, decision.tokens
+        if event is Event.PRIOR:
+            np.multiply(self._schedule.gaussian[i], self.z[first:last], out=self.data[first:last])
+            return
+        is_full = event.is_full
+        if not predicted and not (is_full and not self._needs & Needs.SURPRISE):
+            self._predict(i)
+        if is_full:
+            self._recompute(i, self._all[first:last], first, last, is_full=True)
+            self._refreshed[first:last] = i
+            self._oldest_refresh = int(self._refreshed.min())
+        elif tokens is not None:
+            self._recompute(i, np.broadcast_to(tokens, (last - first, tokens.shape[-1])), first, last, is_full=False)
+
+    def advance(self, i: int) -> None:
+        """Take solver step i."""
         schedule, scratch = self._schedule, self._scratch
         self.z *= schedule.step_latent[i]
         np.multiply(self.data, schedule.step_data[i], out=scratch)
         self.z += scratch
-        np.multiply(noise, schedule.step_noise[i], out=scratch)
-        self.z += scratch
+        if self._before is not None:
+            np.multiply(self._before, schedule.step_previous[i], out=scratch)
+            self.z += scratch
+            self._before[...] = self.data
+        if schedule.is_stochastic:
+            np.multiply(self._noise.step(i), schedule.step_noise[i], out=scratch)
+            self.z += scratch
+        if self._needs & Needs.IMPACT:
+            self._impact += schedule.impact[i] * self._probe_error
+
+    def _value_at(self, i: int) -> Floats:
+        """The cached value of every token, extrapolated to step i in the linear modes."""
+        if self._slope is None:
+            return self._value
+        times = self._schedule.times
+        elapsed = (times[i] - times[self.made]).astype(np.float32)[..., None]
+        np.multiply(self._slope, elapsed, out=self._scratch)
+        np.add(self._scratch, self._value, out=self._scratch)
+        return self._scratch
 
     def _predict(self, i: int) -> None:
         """The data prediction of every token from what is cached."""
         schedule, scratch = self._schedule, self._scratch
         np.multiply(schedule.from_latent[i], self.z, out=self.data)
-        if self._slope is None:
-            np.multiply(schedule.from_value[i], self._value, out=scratch)
-        else:
-            elapsed = (schedule.times[i] - schedule.times[self.made]).astype(np.float32)[..., None]
-            np.multiply(self._slope, elapsed, out=scratch)
-            np.add(scratch, self._value, out=scratch)
-            np.multiply(schedule.from_value[i], scratch, out=scratch)
+        np.multiply(schedule.from_value[i], self._value_at(i), out=scratch)
         self.data += scratch
 
-    def _recompute(self, i: int, tokens: NDArray[np.int64]) -> None:
-        """Ask the network for `tokens` [B, S]; renew their data prediction and their cached value."""
-        schedule, at = self._schedule, (self._rows, tokens)
-        call = self._network.call(tokens.shape[1])
-        z = _run(call, self.z[at], schedule.times[i], tokens)
-        data = schedule.latent_to_data[i] * z + schedule.score_to_data[i][tokens] * call.score
-        value = (data - schedule.from_latent[i][tokens] * z) / schedule.from_value[i][tokens]
+    def _recompute(self, i: int, tokens: Ints, first: int, last: int, *, is_full: bool) -> None:
+        """Ask the network for `tokens` [b, S] of samples first .. last - 1; renew all that is cached of them."""
+        schedule = self._schedule
+        at = (self._rows[first:last], tokens)
+        call = self._network.call(tokens.shape[1], first, last, features=self._features is not None)
+        call.z[...], call.t[...], call.token[...] = self.z[at], schedule.times[i], tokens
+        begun = time.perf_counter()
+        call.run()
+        self.work.add(tokens.size, time.perf_counter() - begun, is_full=is_full)
+        self.made_changed = True
+        data = schedule.latent_to_data[i] * call.z + schedule.score_to_data[i][tokens] * call.score
+        value = (data - schedule.from_latent[i][tokens] * call.z) / schedule.from_value[i][tokens]
         if self._slope is not None:
             made = self.made[at]
             elapsed = np.where(made < 0, np.inf, schedule.times[i] - schedule.times[made])[..., None]
             self._slope[at] = (value - self._value[at]) / elapsed
+        if self._needs or self._feedback is not None:
+            self._note(at, tokens, data, call.hidden, first, last, is_full=is_full)
         self.data[at], self._value[at], self.made[at] = data, value, i
 
+    def _note(
+        self, at: tuple[Ints, Ints], tokens: Ints, data: Floats, hidden: Floats | None, first: int, last: int,
+        *, is_full: bool,
+    ) -> None:  # fmt: skip
+        """Keep what the policy's signals are made of, before the old predictions are overwritten."""
+        here, weight = slice(first, last), self._facts.weight[tokens]
+        is_first = self.made[first, 0] < 0
+        error = data - self.data[at]
+        if is_full:
+            self._impact[here] = self._probe_error[here] = self._intensity[here] = 0.0
+            if self._needs & Needs.SURPRISE and not is_first:
+                self._surprise[here] = _rms(error, weight)
+        else:
+            self._probe_error[here] = _rms(error, weight)
+        if self._features is not None and hidden is not None:
+            old = self._features[at]
+            if not is_full:
+                moved = np.square(hidden - old).sum(axis=(1, 2))
+                self._intensity[here] = moved / (np.square(old).sum(axis=(1, 2)) + _ETA)
+            self._features[at] = hidden
+        if self._made_z is not None:
+            self._made_z[at] = self.z[at]
+        if self._feedback is not None and not is_full:
+            limit = 0.5 * self._intensity[here] if self._features is not None else np.full(last - first, np.inf)
+            self._feedback.apply(self._value[here], error / self._schedule.from_value[self._i][tokens], tokens, limit)
 
-def _run(call: Call, z: Floats, t: float, tokens: NDArray[Any]) -> Floats:
-    call.z[...], call.t[...], call.token[...] = z, t, tokens
-    call.run()
-    return call.z
+
+def bucket(size: int, num_tokens: int) -> int:
+    """The number of tokens that a set of `size` is padded to."""
+    return next((bound for bound in BUCKETS if size <= bound < num_tokens), num_tokens)
+
+
+def padded(tokens: Ints, size: int) -> Ints:
+    """The set with its first token repeated up to `size`: what is computed twice is written twice alike."""
+    return np.concatenate([tokens, np.full(size - len(tokens), tokens[0])])
+
+
+def runs_of(decisions: Sequence[Decision], num_tokens: int) -> Iterator[tuple[Decision, int, int]]:
+    """Decisions by runs of neighbours, samples first .. last - 1, that are one call: their tokens [b, S] padded."""
+    kinds = [
+        (decision.event, 0 if decision.tokens is None else bucket(len(decision.tokens), num_tokens))
+        for decision in decisions
+    ]
+    first = 0
+    for (event, size), run in groupby(kinds):
+        last = first + len(list(run))
+        sets = [padded(d.tokens, size) for d in decisions[first:last] if d.tokens is not None]
+        yield Decision(event, np.stack(sets) if sets else None), first, last
+        first = last
+
+
+def _rms(error: Floats, weight: Floats) -> Floats:
+    """Root mean square of errors [b, S, C] under weights, relative to a series' own deviation, [b]."""
+    total = np.maximum(weight.sum(axis=(1, 2)), np.finfo(np.float32).tiny)
+    rms: Floats = np.sqrt((weight * np.square(error)).sum(axis=(1, 2)) / total)
+    return rms

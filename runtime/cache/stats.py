@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.cache.policy import Decision, Event
+from runtime.cache.policy import Decision, Decisions, Event
+from runtime.cache.state import Trajectory, Work
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class Stats:
     recomputed: NDArray[np.int64]  # [T, F]: tokens recomputed, by step and frequency, summed over samples
     tokens_per_frequency: NDArray[np.int64]  # [F]
     events: NDArray[np.int64]  # [T, E]: samples by step and event, in the order of `Event`
+    age: NDArray[np.float64]  # [T, 2]: mean and largest age of the cached tokens, of the worst batch; NaN: none
+    intensity: NDArray[np.float64]  # [T]: mean event intensity of the partial steps; NaN where there was none
+    work: Work  # what the network really ran
     cache_bytes: int  # K/V caches of one batch
     state_bytes: int  # the other arrays of one trajectory, O(B N C)
     num_diverged: int  # samples that are not finite or far outside the data
@@ -26,13 +30,40 @@ class Stats:
 
     @property
     def passes(self) -> float:
-        """Network cost of one sample in full passes: tokens recomputed / N."""
-        return float(self.recomputed.sum()) / (self.num_samples * self.num_tokens)
+        """Network cost of one sample in full passes: tokens computed, padding included, / N."""
+        return self.work.tokens / (self.num_samples * self.num_tokens)
 
     @property
     def hit_rate(self) -> float:
         """Share of (step, token) pairs that needed no network, in [0, 1]."""
-        return 1.0 - self.passes / self.num_steps
+        return 1.0 - float(self.recomputed.sum()) / (self.num_samples * self.num_tokens * self.num_steps)
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Speed over the uncached sampler if time were in proportion to tokens: T / passes."""
+        return self.num_steps / self.passes if self.passes else float("inf")
+
+    @property
+    def achieved_speedup(self) -> float:
+        """The same by the clock: T full passes as long as those of this run, over the time it took."""
+        if not self.work.full_calls:
+            return float("nan")
+        full_pass = self.work.full_seconds / self.work.full_tokens * self.num_tokens * self.num_samples
+        return self.num_steps * full_pass / self.seconds
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user of a cache would want to be told: it never reused anything, or never refreshed."""
+        counts = self.event_counts
+        network = self.num_steps * self.num_samples - counts.get(Event.PRIOR, 0)
+        reused = sum(counts.get(event, 0) for event in (Event.REUSE, Event.LOW, Event.CHOSEN))
+        full = sum(counts.get(event, 0) for event in Event if event.is_full)
+        told = []
+        if network and not reused:
+            told.append("the cache never reused anything: every step after the prior phase was a full one; raise R")
+        if network > self.num_samples and full <= self.num_samples:
+            told.append("the cache was never refreshed after the first network step; lower R")
+        return tuple(told)
 
     def heatmap(self) -> NDArray[np.float64]:
         """Share of samples and tokens recomputed, by frequency and step: [F, T] in [0, 1]."""
@@ -51,6 +82,10 @@ class Stats:
             "num_steps": self.num_steps,
             "passes": round(self.passes, 4),
             "hit_rate": round(self.hit_rate, 6),
+            "ideal_speedup": round(self.ideal_speedup, 2),
+            "achieved_speedup": round(self.achieved_speedup, 2),
+            "network_calls": self.work.calls,
+            "largest_age": None if np.isnan(self.age).all() else int(np.nanmax(self.age)),
             "events_per_sample": {event: count / self.num_samples for event, count in self.event_counts.items()},
             "cache_bytes": self.cache_bytes,
             "state_bytes": self.state_bytes,
@@ -70,11 +105,30 @@ class Recorder:
         self._per_frequency = np.bincount(frequency)
         self._recomputed = np.zeros((num_steps, len(self._per_frequency)), np.int64)
         self._events = np.zeros((num_steps, len(Event)), np.int64)
+        self._age = np.full((num_steps, 2), np.nan)
+        self._sums = np.zeros((num_steps, 2))  # of intensities, and how many there were
+        self._made_last: tuple[float, float] | None = None  # mean and least step the tokens were made at
+        self.work = Work()
         self.cache_bytes = self.state_bytes = 0
 
-    def record(self, i: int, decision: Decision, batch: int) -> None:
-        """Note the decision of step i for a batch of samples."""
-        self._events[i, _COLUMN[decision.event]] += batch
+    def record(self, i: int, j: int, decisions: Decisions, trajectory: Trajectory) -> None:
+        """Note what was decided for steps i .. j - 1 of a batch and carried out."""
+        if isinstance(decisions, Decision):
+            self._note(i, j, decisions, trajectory.batch)
+        else:
+            for decision in decisions:
+                self._note(i, j, decision, 1)
+        if trajectory.made_changed:
+            trajectory.made_changed = False
+            made = trajectory.made
+            self._made_last = (float(made.mean()), float(made.min()))
+        if self._made_last is not None:
+            self._age[i:j] = np.arange(i, j)[:, None] - np.array(self._made_last)
+        if trajectory.keeps_intensity and not isinstance(decisions, Decision):
+            self._sums[i] += trajectory.intensity.sum(), trajectory.batch
+
+    def _note(self, i: int, j: int, decision: Decision, batch: int) -> None:
+        self._events[i:j, _COLUMN[decision.event]] += batch
         if decision.event.is_full:
             self._recomputed[i] += batch * self._per_frequency
         elif decision.tokens is not None:
@@ -85,11 +139,15 @@ class Recorder:
         """Take over what a finished batch noted."""
         self._recomputed += batch._recomputed
         self._events += batch._events
+        self._sums += batch._sums
+        self._age = np.fmax(self._age, batch._age)
+        self.work = self.work + batch.work
         self.cache_bytes = max(self.cache_bytes, batch.cache_bytes)
         self.state_bytes = max(self.state_bytes, batch.state_bytes)
 
     def finish(self, num_samples: int, num_diverged: int, seconds: float) -> Stats:
         """The finished record."""
+        sums, counts = self._sums.T
         return Stats(
             num_samples=num_samples,
             num_steps=len(self._recomputed),
@@ -97,6 +155,9 @@ class Recorder:
             recomputed=self._recomputed,
             tokens_per_frequency=self._per_frequency,
             events=self._events,
+            age=self._age,
+            intensity=np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0),
+            work=self.work,
             cache_bytes=self.cache_bytes,
             state_bytes=self.state_bytes,
             num_diverged=num_diverged,

@@ -1,0 +1,476 @@
+"""Fit the cache to a model: find the plan with the fewest network passes whose samples are as good.
+
+    plan = calibrate(CalibrateOptions(bundle=Path("bundles/ecg"), budget=0.02))
+    plan.write(Path("bundles/ecg/plan.json"))
+
+In this order, each stage shown by the progress bar:
+
+1. *Uncached* trajectories, the thing to be replaced; and *dense* ones, every step recomputed after a short prior
+   phase, which say where along the way the residual of the network drifts and what that does to the series.
+2. *The bar*: the quality of many refreshes, on the noise the search uses. An uncached run of that many samples would
+   take hours; how far the two differ is measured on the samples both have.
+3. *The search*: for 2, 3, 4, ... refreshes, where the first of them lies (`alpha_prior`), how the others are spaced,
+   what is reused, and whether low frequencies are recomputed in between.
+4. *The check* on noise that the search has not seen: sliced Wasserstein in the time and in the frequency domain
+   within the budget of the bar, no more diverged samples. The first number of refreshes that passes is the plan.
+
+Quality is the distance to real series where there are any (the run's own, or a file), else to what the model itself
+draws with many refreshes from other noise.
+
+Spacings: `power p` puts refresh k of P at t = t_first (1 - k / P)^p, so that 1 is the constant interval and larger p
+looks more often near the end; `logsnr` is even in log(alpha / sigma); `drift` minimises by dynamic programming the
+effect on the finished series of holding the residual still, as measured on the dense trajectories.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.quality import paired_error
+from bench.reference import read_reference, reference_from_series
+from bench.wasserstein import mean_of_roots, random_directions, sliced_distances
+from runtime.cache.options import E2CRF, PolicyName
+from runtime.cache.plan import Plan
+from runtime.cache.policy import Cache, Decisions, Needs, Policy, Reuse, Signals, Step, TokenFacts
+from runtime.errors import parse_word, require
+from runtime.fourier import dft
+from runtime.sampler import DEFAULT_STEPS, Model, Samples, StepInfo, load
+from runtime.schedule import Schedule
+from runtime.sde import process_from_facts, signal_to_noise
+from runtime.solvers import Solver, TimeGrid
+
+Progress = Callable[[str, float], None]
+Series = NDArray[np.floating]
+
+_BAR_REFRESHES = 32
+_DENSE_ALPHA, _BAR_ALPHA = 0.05, 0.1  # prior phases of the dense trajectories and of the bar
+_DRIFT_POINTS, _DRIFT_SAMPLES = 200, 16  # steps that the drift is measured at, and on how many samples
+_LOW_PRICE = 0.07  # of a step with a few tokens, in full passes
+_HELD_OUT_SEED = 1 << 20  # added to the seed: noise that the search has not seen
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What to calibrate, and how much worse the samples may become."""
+
+    bundle: Path
+    steps: tuple[int, ...] = (DEFAULT_STEPS,)
+    solvers: tuple[str, ...] = (Solver.DDIM,)
+    grid: str = TimeGrid.UNIFORM
+    budget: float = 0.02  # sliced Wasserstein may grow by this share
+    reference: Path | None = None  # real series; None: the model's own samples judge
+    minutes: float = 10.0  # aimed at, on the machine it runs on
+    most_refreshes: int = 16
+    batch_size: int = 64
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for solver in self.solvers:
+            parse_word(Solver, solver, "solver")
+        for steps in self.steps:
+            require(steps >= 10, "steps must be at least 10 for a plan to be worth having", steps, "1000 is usual")
+        require(bool(self.solvers and self.steps), "name at least one solver and one number of steps",
+                (self.solvers, self.steps), "ddim and 1000 are the defaults")  # fmt: skip
+        parse_word(TimeGrid, self.grid, "time grid")
+        require(0 <= self.budget < 10, "the budget must lie in [0, 10)", self.budget, "0.02 allows 2 %")
+        require(0 < self.minutes < 1e4, "minutes must be positive", self.minutes, "10 is the default")
+        require(self.most_refreshes >= 2, "most_refreshes must be at least 2", self.most_refreshes, "16 is the default")
+        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "64 is the default")
+
+
+def calibrate(options: CalibrateOptions, progress: Progress = lambda doing, share: None) -> Plan:
+    """The plan, with what was measured in `plan.measured`; the caller writes it. Takes about `minutes`.
+
+    Of several solvers and numbers of steps the one with the fewest passes that meets the budget.
+    """
+    pairs = list(product(options.solvers, options.steps))
+    each = replace(options, minutes=options.minutes / len(pairs))
+    with load(options.bundle, threads=options.threads) as model:
+        plans = [_Calibration(model, each, solver, steps, progress).run() for solver, steps in pairs]
+    return min(plans, key=lambda plan: (not plan.measured["met"], plan.measured["passes"]))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many samples each stage can afford."""
+
+    uncached: int
+    search: int
+    check: int
+
+
+def sizes_for(minutes: float, steps: int, pass_seconds: float) -> Sizes:
+    """Samples by stage: two fifths of the time for uncached and dense ones, the rest for search and check.
+
+    `pass_seconds` is one full pass of one sample.
+    """
+    seconds = 60.0 * minutes
+    uncached = int(0.4 * seconds / (1.8 * steps * pass_seconds))
+    search = int(0.25 * seconds / (200 * pass_seconds))  # a search costs about 200 passes of its samples
+    return Sizes(*(max(8, min(size, 512)) for size in (uncached, search, 3 * search)))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to place P refreshes."""
+
+    alpha_prior: float
+    spacing: str
+    reuse: Reuse
+    lows: int = 0  # low steps after each refresh
+    K: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sliced Wasserstein to the judges in both domains, and diverged samples."""
+
+    time: float
+    frequency: float
+    num_diverged: int
+
+    def within(self, bar: "Score", budget: float) -> bool:
+        """Whether this is no worse than the bar by more than the budget."""
+        return (
+            self.time <= (1 + budget) * bar.time
+            and self.frequency <= (1 + budget) * bar.frequency
+            and self.num_diverged <= bar.num_diverged
+        )
+
+    def over(self, bar: "Score") -> float:
+        """The larger growth over the bar of both domains."""
+        return max(self.time / bar.time, self.frequency / bar.frequency) - 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"sw_time": self.time, "sw_frequency": self.frequency, "num_diverged": self.num_diverged}
+
+
+@dataclass
+class _Watch:
+    """A cache that runs a plan and keeps the surprise at each refresh."""
+
+    plan: Plan
+    seen: dict[int, list[NDArray[np.float32]]] = field(default_factory=dict)
+
+    @property
+    def reuse(self) -> str:
+        return self.plan.reuse
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.SURPRISE
+
+    feedback = 0.0
+
+    def concrete(self, facts: TokenFacts, steps: Sequence[Step]) -> Policy:
+        inner = self.plan.concrete(facts, steps)
+
+        def policy(step: Step, signals: Signals) -> Decisions:
+            if step.index - 1 in self.plan.refreshes:
+                self.seen.setdefault(step.index - 1, []).append(signals.surprise.copy())
+            return inner(step, signals)
+
+        return policy
+
+
+class _Calibration:
+    """One run of `calibrate`."""
+
+    def __init__(self, model: Model, options: CalibrateOptions, solver: str, steps: int, progress: Progress) -> None:
+        self.model, self.options, self._progress = model, options, progress
+        facts = model.manifest.diffusion
+        self.process = process_from_facts(facts.process, facts.parameters)
+        self.solver, self.steps, self.grid = Solver(solver), steps, TimeGrid(options.grid)
+        self.schedule: Schedule = model.schedule(self.solver, steps, self.grid, Reuse.RESIDUAL)[0]
+        self.signal = signal_to_noise(self.process, self.schedule.times)
+        self.log_snr = np.log(self.process.alpha(self.schedule.times) / self.process.sigma(self.schedule.times))
+        self.can_split = model.facts.tokens.obstacle is None
+        self.begun = time.perf_counter()
+
+    def run(self) -> Plan:
+        """All stages."""
+        options = self.options
+        pass_seconds = self._pass_seconds()
+        sizes = sizes_for(options.minutes, self.steps, pass_seconds)
+        uncached = self._draw("uncached trajectories", sizes.uncached, None)
+        dense, self.drift = self._dense(sizes.uncached)
+        self._choose_judges(sizes.check)
+        bar_plan = self._plan(Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR), _BAR_REFRESHES)
+        bar_found = self._draw("the bar", sizes.search, bar_plan)
+        bar = self._score(bar_found)
+        held_out_bar = self._score(self._draw("the bar on held-out noise", sizes.check, bar_plan, held_out=True))
+        found, score, tried = self._search(sizes, bar, held_out_bar)
+        plan = self._with_surprise(found, sizes.search)
+        both = min(sizes.uncached, sizes.search)
+        same = self._draw("the plan", both, plan).series
+        measured = {
+            "budget": options.budget,
+            "met": score.within(held_out_bar, options.budget),
+            "passes": plan.measured["passes"],
+            "num_samples": {"uncached": sizes.uncached, "search": sizes.search, "check": sizes.check},
+            "judges": self.judged_by,
+            "uncached": self._score(uncached).to_dict(),
+            "dense": self._score(dense).to_dict(),
+            "plan_on_noise_of_uncached": self._score_series(same).to_dict() if both >= 2 else None,
+            "bar_held_out": held_out_bar.to_dict(),
+            "plan_held_out": score.to_dict(),
+            "paired_bar_to_dense": paired_error(bar_found.series[:both], dense.series[:both], self.judges),
+            "paired_plan_to_dense": paired_error(same, dense.series[:both], self.judges),
+            "drift": self._drift_curve(),
+            "tried": tried,
+            "seconds": round(time.perf_counter() - self.begun, 1),
+        }
+        return replace(plan, measured=plan.measured | measured)
+
+    # Stages
+
+    def _pass_seconds(self) -> float:
+        """Seconds of one full pass of one sample at the batch size of the calibration."""
+        network = self.model.manifest.network
+        z = np.zeros((self.options.batch_size, network.num_tokens, network.num_channels), np.float32)
+        t = np.full(len(z), 0.5, np.float32)
+        self.model.score(z, t)
+        begun = time.perf_counter()
+        self.model.score(z, t)
+        return (time.perf_counter() - begun) / len(z)
+
+    def _dense(self, n: int) -> tuple[Samples, "Drift"]:
+        """Every step recomputed after a short prior phase, and the drift of the residual along the way."""
+        drift = Drift(self.schedule, self.model.facts.weight)
+        cache = E2CRF(policy=PolicyName.NEVER, alpha_prior=_DENSE_ALPHA)
+        drawn = self._draw("dense trajectories", n, cache, also=drift.watch)
+        return drawn, drift
+
+    def _choose_judges(self, n: int) -> None:
+        """Real series, or the model's own from other noise."""
+        if self.options.reference is not None:
+            self.judges, self.judged_by = read_reference(self.options.reference), "real series"
+        else:
+            plan = self._plan(Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR), _BAR_REFRESHES)
+            own = self._draw("series that judge", 2 * max(n, 64), plan, seed=self.options.seed + 2 * _HELD_OUT_SEED)
+            self.judges, self.judged_by = reference_from_series(own.series), "the model's own series"
+        dim = self.judges.series[0].size
+        self.directions = random_directions(256, dim, self.options.seed)
+
+    def _search(self, sizes: Sizes, bar: Score, held_out_bar: Score) -> tuple[Plan, Score, list[dict[str, Any]]]:
+        """The plan with the fewest refreshes that passes the check, else the best one that was tried."""
+        budget, tried = self.options.budget, list[dict[str, Any]]()
+        best: tuple[Plan, Score] | None = None
+        candidates = list(self._candidates())
+        for count in _counts(self.options.most_refreshes):
+            ranked = []
+            for candidate in candidates:
+                plan = self._plan(candidate, count)
+                if plan.measured["passes"] > count + 1:
+                    continue
+                score = self._score(self._draw(f"{count} refreshes, {candidate.spacing}", sizes.search, plan))
+                ranked.append((score.over(bar), candidate, plan))
+            ranked.sort(key=lambda entry: entry[0])
+            for over, _, plan in ranked[:3]:
+                score = self._score(self._draw(f"checking {count} refreshes", sizes.check, plan, held_out=True))
+                tried.append(plan.measured | {"over_in_search": over, "over_held_out": score.over(held_out_bar)})
+                if best is None or score.over(held_out_bar) < best[1].over(held_out_bar):
+                    best = plan, score
+                if over <= budget and score.within(held_out_bar, budget):
+                    return plan, score, tried
+            candidates = [candidate for _, candidate, _ in ranked[:8]]
+        assert best is not None
+        return *best, tried
+
+    def _candidates(self) -> Iterator[Candidate]:
+        """Everything that is tried for the smallest number of refreshes."""
+        for alpha_prior in (0.1, 0.2, 0.3):
+            for spacing in ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift"):
+                for reuse in (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR):
+                    yield Candidate(alpha_prior, spacing, reuse)
+        if self.can_split:
+            for reuse in (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR):
+                yield Candidate(0.2, "power 2", reuse, lows=1, K=3)
+                yield Candidate(0.2, "power 2", reuse, lows=2, K=3)
+
+    def _with_surprise(self, plan: Plan, n: int) -> Plan:
+        """The plan with its guard: the error of the prediction that 99 % of samples stay below at each refresh."""
+        watch = _Watch(plan)
+        self._draw("the guard", n, watch)
+        usual = [float(np.quantile(np.concatenate(watch.seen[i]), 0.99)) if i in watch.seen else 0.0
+                 for i in plan.refreshes]  # fmt: skip
+        return replace(plan, surprise=tuple(round(x, 5) for x in usual), guard=2.0)
+
+    # Parts
+
+    def _plan(self, candidate: Candidate, count: int) -> Plan:
+        """A candidate with a number of refreshes, as a plan."""
+        first = int(np.argmax(self.signal >= candidate.alpha_prior))
+        refreshes = self._spaced(candidate.spacing, first, count)
+        ends = (*refreshes[1:], self.steps)
+        lows = {
+            start + (end - start) * k // (candidate.lows + 1)
+            for start, end in zip(refreshes, ends, strict=True)
+            for k in range(1, candidate.lows + 1)
+        } - set(refreshes)
+        return Plan(
+            source_digest=self.model.manifest.source.digest,
+            steps=self.steps,
+            solver=self.solver,
+            grid=self.grid,
+            reuse=candidate.reuse,
+            refreshes=refreshes,
+            K=candidate.K,
+            low_steps=tuple(sorted(lows)),
+            measured={
+                "passes": round(len(refreshes) + _LOW_PRICE * len(lows), 2),
+                "alpha_prior": candidate.alpha_prior,
+                "spacing": candidate.spacing,
+            },
+        )
+
+    def _spaced(self, spacing: str, first: int, count: int) -> tuple[int, ...]:
+        """The steps of `count` refreshes from `first` on; fewer where steps fall together."""
+        if spacing == "drift":
+            return self.drift.best_refreshes(first, count)
+        times, share = self.schedule.times, np.arange(count) / count
+        if spacing == "logsnr":
+            last = self.log_snr[int(0.985 * (len(times) - 1))]
+            wanted = self.log_snr[first] + share * (last - self.log_snr[first])
+            found = np.searchsorted(self.log_snr, wanted)
+        else:
+            power = float(spacing.removeprefix("power "))
+            found = np.searchsorted(-times, -times[first] * (1.0 - share) ** power)
+        return tuple(sorted({first, *(min(int(i), len(times) - 1) for i in found if i >= first)}))
+
+    def _draw(
+        self,
+        doing: str,
+        n: int,
+        cache: Cache | None,
+        *,
+        held_out: bool = False,
+        seed: int | None = None,
+        also: Callable[[StepInfo], None] | None = None,
+    ) -> Samples:
+        """Draw samples 0 .. n - 1 of the search's noise, or of the held-out one."""
+        options = self.options
+        slow = cache is None or also is not None
+        total = -(-n // options.batch_size) * self.steps
+
+        def tell(info: StepInfo) -> None:
+            self._progress(doing, (info.first_sample // options.batch_size * self.steps + info.index + 1) / total)
+            if also is not None:
+                also(info)
+
+        self._progress(doing, 0.0)
+        return self.model.sample(
+            n,
+            steps=self.steps,
+            solver=self.solver,
+            grid=self.grid,
+            seed=seed if seed is not None else options.seed + _HELD_OUT_SEED * held_out,
+            batch_size=options.batch_size,
+            cache=cache,
+            on_step=tell if slow else None,
+        )
+
+    def _score(self, drawn: Samples) -> Score:
+        return replace(self._score_series(drawn.series), num_diverged=drawn.stats.num_diverged)
+
+    def _score_series(self, series: Series) -> Score:
+        kept = series[np.isfinite(series).all(axis=(1, 2))].astype(np.float64)
+        if len(kept) < 2:
+            return Score(np.inf, np.inf, len(series))
+        real = self.judges.series.astype(np.float64)
+        in_time, in_frequency = (
+            mean_of_roots(sliced_distances(a.reshape(len(a), -1), b.reshape(len(b), -1), self.directions))
+            for a, b in ((kept, real), (dft(kept), dft(real)))
+        )
+        return Score(in_time, in_frequency, num_diverged=len(series) - len(kept))
+
+    def _drift_curve(self) -> list[list[float]]:
+        """[t, effect on the finished series of the residual's change around t, in data std], coarse."""
+        curve = self.drift.curve()
+        return [[round(float(t), 5), round(float(x), 6)] for t, x in curve[:: max(1, len(curve) // 40)]]
+
+
+class Drift:
+    """How the residual of dense trajectories moves, in terms of the finished series.
+
+    `watch` is given every step and keeps the residual r = z0 - g(z, t) of the first batch at some of them. An
+    error of the residual at a step reaches the finished series multiplied by `reach` of that step, as the
+    closed form says that everything after it would carry it on.
+    """
+
+    def __init__(self, schedule: Schedule, weight: NDArray[np.float32]) -> None:
+        steps = schedule.num_steps
+        self._schedule, self._weight = schedule, weight
+        self._kept = np.unique(np.linspace(0, steps - 1, min(steps, _DRIFT_POINTS)).astype(int))
+        self._residual: list[NDArray[np.float32]] = []  # by kept step
+        data = schedule.step_data[:, None, None].astype(np.float64)
+        factors = schedule.step_latent[:, None, None] + data * schedule.gaussian
+        later = np.ones_like(factors)
+        later[:-1] = np.cumprod(factors[:0:-1], axis=0)[::-1]
+        reach = np.cumsum(data * later, axis=0)  # [T, N, C]
+        self._reach = np.diff(reach[np.append(self._kept[1:], steps) - 1], axis=0, prepend=0.0)  # by kept step
+        self._before: NDArray[np.float32] | None = None  # z before the step to come
+
+    def watch(self, info: StepInfo) -> None:
+        """Keep the residual of a step, of some samples of the first batch."""
+        if info.first_sample > 0:
+            return
+        data = info.data[:_DRIFT_SAMPLES]
+        if info.index in self._kept:
+            is_start = self._before is None  # in the prior phase, where the residual is zero
+            moving = data if self._before is None else self._schedule.gaussian[info.index] * self._before
+            self._residual.append(np.zeros_like(data) if is_start else data - moving)
+        self._before = info.z[:_DRIFT_SAMPLES].copy()
+
+    def _stack(self) -> NDArray[np.float64]:
+        return np.stack(self._residual).astype(np.float64)  # [M, n, N, C]
+
+    def curve(self) -> list[tuple[float, float]]:
+        """(t, effect on the finished series of the change of the residual from one kept step to the next)."""
+        residual = self._stack()
+        ahead = np.cumsum(self._reach[::-1], axis=0)[::-1]  # held from here to the end
+        change = np.diff(residual, axis=0) * ahead[1:, None]
+        effect = np.sqrt((self._weight * change**2).sum(axis=(2, 3)).mean(axis=1))
+        return list(zip(self._schedule.times[self._kept[1:]].tolist(), effect.tolist(), strict=True))
+
+    def best_refreshes(self, first: int, count: int) -> tuple[int, ...]:
+        """The steps of `count` refreshes, the first given, with the least total effect of holding the residual."""
+        start = int(np.searchsorted(self._kept, first))
+        cost = self._costs(start)
+        size = len(cost)
+        best = cost[:, size].copy()  # with one refresh, from each kept step to the end
+        choices: list[NDArray[np.int64]] = []
+        for _ in range(min(count, size) - 1):
+            total = cost[:, 1:size] + best[None, 1:size]  # refresh at i, next at j > i
+            choices.append(np.argmin(total, axis=1) + 1)
+            best = total.min(axis=1)
+        at, path = 0, [0]
+        for choice in reversed(choices):
+            at = int(choice[at])
+            path.append(at)
+        return tuple(dict.fromkeys([first, *(int(self._kept[start + i]) for i in path[1:])]))
+
+    def _costs(self, start: int) -> NDArray[np.float64]:
+        """Squared effect of holding the residual of kept step i over steps up to j: [M, M + 1], inf for j <= i."""
+        residual, reach = self._stack()[start:], self._reach[start:]
+        total = np.concatenate([np.zeros_like(residual[:1]), np.cumsum(residual * reach[:, None], axis=0)])
+        reached = np.concatenate([np.zeros_like(reach[:1]), np.cumsum(reach, axis=0)])
+        size = len(residual)
+        cost = np.full((size, size + 1), np.inf)
+        for i in range(size):
+            off = total[i + 1 :] - total[i] - (reached[i + 1 :] - reached[i])[:, None] * residual[i]
+            cost[i, i + 1 :] = (self._weight * off**2).sum(axis=(2, 3)).mean(axis=1)
+        return cost
+
+
+def _counts(most: int) -> list[int]:
+    """The numbers of refreshes that are tried."""
+    return [count for count in (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32) if count <= most]

@@ -1,0 +1,215 @@
+"""The knobs of E2-CRF: one frozen record, checked when it is made, and the published sets by name.
+
+    E2CRF()                                   # interval refreshes; a calibrated plan does better
+    E2CRF(policy="e2crf", tau_0=0.05)         # the published policy, eq. 14-18
+    E2CRF.preset("paper", R=100)              # a published set, with one knob changed
+
+The directions, each of them tested: larger K and random_probe_ratio, smaller R, low_every, max_age, tau_0,
+tau_warn, tau_safe, tolerance and alpha_prior all recompute MORE. (The published README says the opposite of
+K and tau_0.) Larger eps makes thresholds smaller, so it recomputes more too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+
+from runtime.cache.policy import (
+    EventDriven,
+    Interval,
+    Needs,
+    Never,
+    Policy,
+    Reuse,
+    Step,
+    TokenFacts,
+    Trigger,
+    first_network_step,
+)
+from runtime.errors import OptionError, parse_word, require
+
+NETWORK_REFRESHES = 25  # the default R refreshes this many times over t = 1 .. 0, prior phase included
+
+
+class PolicyName(StrEnum):
+    """The policies by name."""
+
+    NEVER = "never"  # never reuse: the uncached sampler
+    INTERVAL = "interval"
+    E2CRF = "e2crf"
+
+
+class Preset(StrEnum):
+    """The published parameter sets."""
+
+    README = "readme"
+    PAPER = "paper"
+    PAPER_BEST = "paper-best"
+
+
+@dataclass(frozen=True)
+class E2CRF:
+    """Options of the cache; None is the policy's own default. Errors: `OptionError` in one sentence."""
+
+    policy: str = PolicyName.INTERVAL
+    R: int | None = None  # full refresh every R steps; None: a 25th of the steps (policy e2crf: 10)
+    K: float | None = None  # the K lowest frequencies are recomputed; below 1: K N of them. None: 3 (5), 0 without K/V
+    reuse: str = Reuse.RESIDUAL
+    alpha_prior: float = 0.2  # no network call below this signal-to-noise; 0: no prior phase
+    max_age: int | None = None  # no token is older than this many steps; None: R
+    low_every: int | None = None  # interval: recompute the lowest frequencies every so many steps; None: R / 4
+    tau_0: float | None = None  # e2crf: base threshold of the squared change (0.1); inf: no token by threshold
+    eps: float | None = None  # e2crf: added to the energy that divides tau_0 (1e-6)
+    energy_weighting: bool | None = None  # e2crf: divide tau_0 by the energy (True), or use it as it is
+    tau_warn: float | None = None  # e2crf: event intensity that asks for a full refresh (0.5)
+    tau_safe: float | None = None  # e2crf: event intensity up to which no threshold is looked at (0)
+    random_probe_ratio: float | None = None  # e2crf: share of the frequencies probed at every step (0.05)
+    trigger: str | None = None  # e2crf: none, feature (default) or impact
+    tolerance: float | None = None  # e2crf, trigger impact: effect allowed between refreshes, in data std (0.05)
+    error_feedback: float | None = None  # e2crf: most of a probe's error its neighbours take over (0: off)
+
+    def __post_init__(self) -> None:
+        name = parse_word(PolicyName, self.policy, "policy")
+        parse_word(Reuse, self.reuse, "reuse mode")
+        for knob, policies in _BELONGS.items():
+            if getattr(self, knob) is not None and name not in policies:
+                raise OptionError(
+                    f"{knob} belongs to policy {' and '.join(policies)}, found it with policy {name}; "
+                    f"leave it out, or choose that policy"
+                )
+        if self.trigger is not None:
+            parse_word(Trigger, self.trigger, "trigger")
+        for knob, (least, usual) in _COUNTS.items():
+            value = getattr(self, knob)
+            fits = value is None or bool(isinstance(value, int | np.integer) and value >= least)
+            require(fits, f"{knob} must be a whole number of at least {least}", value, usual)
+        for knob, (top, usual) in _AMOUNTS.items():
+            value = getattr(self, knob)
+            fits = value is None or 0 <= value <= top  # False for NaN
+            require(fits, f"{knob} must lie between 0 and {top}", value, usual)
+        share_or_count = self.K is None or bool(0 <= self.K < 1 or (self.K >= 1 and self.K % 1 == 0))
+        require(share_or_count, "K must be a number of frequencies, or a share of the tokens below 1", self.K,
+                "3 is the default, 0 recomputes none in between")  # fmt: skip
+        require(0 <= self.alpha_prior < 1, "alpha_prior must lie in [0, 1)", self.alpha_prior,
+                "0 turns the prior phase off, the default is 0.2")  # fmt: skip
+        if self.tolerance is not None and self._trigger is not Trigger.IMPACT:
+            raise OptionError(f"tolerance is of trigger impact, found trigger {self._trigger}; set trigger to impact")
+        if self.tau_warn is not None and self._trigger is not Trigger.FEATURE:
+            raise OptionError(f"tau_warn is of trigger feature, found trigger {self._trigger}; set trigger to feature")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """A published parameter set, with some knobs changed."""
+        word = parse_word(Preset, name, "preset")
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(changes) - known):
+            raise OptionError(f"unknown knob {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}")
+        return cls(**(_PRESETS[word] | changes))
+
+    @property
+    def _trigger(self) -> Trigger:
+        return Trigger(self.trigger) if self.trigger is not None else Trigger.FEATURE
+
+    @property
+    def needs(self) -> Needs:
+        """The signals its policy looks at."""
+        if self.policy != PolicyName.E2CRF:
+            return Needs.NOTHING
+        looks_at_features = self._trigger is Trigger.FEATURE or self.tau_safe
+        needs = Needs.INTENSITY if looks_at_features else Needs.NOTHING
+        return needs | Needs.CHANGE | (Needs.IMPACT if self._trigger is Trigger.IMPACT else Needs.NOTHING)
+
+    @property
+    def feedback(self) -> float:
+        """Error feedback, 0 for none."""
+        return self.error_feedback or 0.0
+
+    def concrete(self, facts: TokenFacts, steps: Sequence[Step]) -> Policy:
+        """The policy for a model whose tokens are these, and a trajectory of these steps."""
+        first = first_network_step(steps, self.alpha_prior)
+        if self.policy == PolicyName.NEVER:
+            return Never(first)
+        low = self._low(facts)
+        if self.policy == PolicyName.INTERVAL:
+            R = self.R or max(1, round(len(steps) / NETWORK_REFRESHES))
+            R = min(R, self.max_age or R)
+            return Interval(
+                R, first, self.low_every or max(1, round(R / 4)), np.flatnonzero(facts.frequency < low).astype(np.int64)
+            )
+        if facts.obstacle is not None:
+            raise OptionError(f"policy e2crf recomputes some tokens alone, but {facts.obstacle}; use policy interval")
+        R = self.R or 10
+
+        def value(given: float | None, default: float) -> float:
+            return default if given is None else given
+
+        return EventDriven(
+            frequency=facts.frequency,
+            R=R,
+            first=first,
+            low=low,
+            tau_0=value(self.tau_0, 0.1),
+            eps=value(self.eps, 1e-6),
+            energy_weighting=self.energy_weighting is not False,
+            tau_safe=value(self.tau_safe, 0.0),
+            random_probe_ratio=value(self.random_probe_ratio, 0.05),
+            max_age=self.max_age or R,
+            trigger=self._trigger,
+            tau_warn=value(self.tau_warn, 0.5),
+            tolerance=value(self.tolerance, 0.05),
+        )
+
+    def _low(self, facts: TokenFacts) -> int:
+        """K as a number of frequencies."""
+        if self.K is None:
+            usual = 5 if self.policy == PolicyName.E2CRF else 3
+            return min(usual, facts.num_frequencies) if facts.obstacle is None else 0
+        low = int(self.K) if self.K >= 1 else round(self.K * len(facts.frequency))
+        if low and facts.obstacle is not None:
+            raise OptionError(f"K = {self.K} asks for the lowest frequencies alone, but {facts.obstacle}; set K to 0")
+        num_tokens = len(facts.frequency)
+        require(low <= facts.num_frequencies,
+                f"K must not exceed the {facts.num_frequencies} frequencies of this model ({num_tokens} tokens)",
+                self.K, "3 is the default")  # fmt: skip
+        return low
+
+
+_DRIVEN = (PolicyName.E2CRF,)
+_BELONGS: dict[str, tuple[PolicyName, ...]] = {
+    "low_every": (PolicyName.INTERVAL,),
+    **dict.fromkeys(
+        ("tau_0", "eps", "energy_weighting", "tau_warn", "tau_safe", "random_probe_ratio", "trigger", "tolerance",
+         "error_feedback"), _DRIVEN),
+    **dict.fromkeys(("R", "K", "max_age"), (PolicyName.INTERVAL, PolicyName.E2CRF)),
+}  # fmt: skip
+_COUNTS = {
+    "R": (1, "R = 1 refreshes at every step"),
+    "max_age": (1, "1 recomputes every token at every step"),
+    "low_every": (1, "1 means every step"),
+}
+_INF = float("inf")
+_AMOUNTS = {
+    "tau_0": (_INF, "0.1 is the default, inf chooses no token by its change"),
+    "eps": (_INF, "1e-6 is the default"),
+    "tau_warn": (_INF, "0.5 is the default"),
+    "tau_safe": (_INF, "0 is the default"),
+    "random_probe_ratio": (1.0, "0.05 is the default"),
+    "tolerance": (_INF, "0.05 is the default"),
+    "error_feedback": (1.0, "0.1 is the published one, 0 turns it off"),
+}
+_PRESETS: dict[Preset, dict[str, Any]] = {
+    Preset.README: {
+        "policy": PolicyName.E2CRF, "reuse": Reuse.FEATURE, "alpha_prior": 0.0, "K": 5, "tau_0": 0.1, "R": 10,
+        "tau_warn": 0.5, "random_probe_ratio": 0.05,
+    },
+    Preset.PAPER: {
+        "policy": PolicyName.E2CRF, "reuse": Reuse.FEATURE, "alpha_prior": 0.0, "K": 0.1, "tau_0": 0.01,
+        "eps": 1e-6, "R": 50, "tau_safe": 0.1, "tau_warn": 0.5, "error_feedback": 0.1, "random_probe_ratio": 0.0,
+    },
+    Preset.PAPER_BEST: {
+        "policy": PolicyName.E2CRF, "reuse": Reuse.FEATURE, "alpha_prior": 0.0, "K": 1, "tau_0": 0.01,
+        "eps": 1e-6, "R": 150, "tau_safe": 0.1, "tau_warn": 0.5, "error_feedback": 0.1, "random_probe_ratio": 0.0,
+    },
+}  # fmt: skip

@@ -1,0 +1,210 @@
+"""A calibrated plan: which steps ask the network, for one bundle, number of steps, solver and time grid.
+
+`calibrate` writes it as `<bundle>/plan.json`; `Model.sample` takes it by itself. Few refreshes at the right
+steps beat many at a constant interval, because what the network knows drifts slowly in the noisy half of the
+trajectory and fast near its end.
+
+The guard: the plan knows how far the prediction was off at each refresh when it was calibrated. A sample for
+which it is off by more than `guard` times that is refreshed once more, half-way to the next refresh.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.manifest import Manifest
+from runtime.cache.policy import (
+    FIRST,
+    REFRESH,
+    REUSE,
+    TRIGGER,
+    Decision,
+    Decisions,
+    Event,
+    Ints,
+    Needs,
+    Policy,
+    Reuse,
+    Signals,
+    Step,
+    TokenFacts,
+)
+from runtime.errors import OptionError, parse_word, require
+from runtime.solvers import Solver, TimeGrid
+
+PLAN_FILE = "plan.json"
+SCHEMA = 1
+
+
+class PlanError(OptionError):
+    """A plan file is broken, or belongs to something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `plan.json` holds."""
+
+    source_digest: str  # SHA-256 of the checkpoint that the bundle was made from
+    steps: int
+    solver: str
+    grid: str = TimeGrid.UNIFORM
+    reuse: str = Reuse.RESIDUAL_LINEAR
+    refreshes: tuple[int, ...]  # steps that recompute all tokens; before the first of them is the prior phase
+    K: int = 0  # the K lowest frequencies are recomputed ...
+    low_steps: tuple[int, ...] = ()  # ... at these steps
+    surprise: tuple[float, ...] = ()  # calibrated error of the prediction at each refresh, in data std; () no guard
+    guard: float = 4.0  # a sample that is off by more than so many times that is refreshed once more
+    measured: dict[str, Any] = field(default_factory=dict)  # what the calibration found
+
+    def __post_init__(self) -> None:
+        parse_word(Reuse, self.reuse, "reuse mode")
+        parse_word(Solver, self.solver, "solver")
+        parse_word(TimeGrid, self.grid, "time grid")
+        require(self.steps >= 1, "steps must be at least 1", self.steps, "calibrate again")
+        for name in ("refreshes", "low_steps"):
+            indices = getattr(self, name)
+            ordered = all(a < b for a, b in pairwise(indices))
+            inside = all(isinstance(i, int) and 0 <= i < self.steps for i in indices)
+            require(ordered and inside, f"{name} must be rising steps from 0 to {self.steps - 1}", indices,
+                    "calibrate again")  # fmt: skip
+        require(len(self.refreshes) > 0, "refreshes must not be empty", self.refreshes, "calibrate again")
+        require(self.K >= 0, "K must not be negative", self.K, "0 recomputes none between refreshes")
+        require(len(self.surprise) in (0, len(self.refreshes)),
+                "surprise must have one number per refresh", len(self.surprise), "calibrate again")  # fmt: skip
+        numbers = (*self.surprise, self.guard)
+        require(all(math.isfinite(x) and x >= 0 for x in numbers), "surprise and guard must be positive numbers",
+                numbers, "calibrate again")  # fmt: skip
+
+    @property
+    def needs(self) -> Needs:
+        """The guard looks at the surprise."""
+        return Needs.SURPRISE if self.surprise else Needs.NOTHING
+
+    @property
+    def feedback(self) -> float:
+        """No error feedback."""
+        return 0.0
+
+    def concrete(self, facts: TokenFacts, steps: Sequence[Step]) -> Policy:
+        """The policy of one `sample` call."""
+        if self.K and self.low_steps and facts.obstacle is not None:
+            raise OptionError(f"this plan recomputes low frequencies alone, but {facts.obstacle}; calibrate again")
+        require(len(steps) == self.steps, f"this plan is for {self.steps} steps", len(steps), "calibrate for these")
+        most = facts.num_frequencies
+        require(most >= self.K, f"K must not exceed the {most} frequencies", self.K, "calibrate again")
+        return Planned(
+            refreshes=self.refreshes,
+            lows=frozenset(self.low_steps) - frozenset(self.refreshes),
+            events=np.array(sorted({*self.refreshes, *self.low_steps, self.steps})),
+            low_tokens=np.flatnonzero(facts.frequency < self.K).astype(np.int64),
+            limits=tuple(self.guard * off for off in self.surprise),
+            num_steps=self.steps,
+        )
+
+    def check(self, manifest: Manifest, steps: int, solver: str, grid: str) -> None:
+        """Raise a `PlanError` unless the plan is for this bundle and these settings."""
+        pairs = {
+            "checkpoint": (self.source_digest[:12], manifest.source.digest[:12]),
+            "steps": (self.steps, steps),
+            "solver": (self.solver, solver),
+            "time grid": (self.grid, grid),
+        }
+        for what, (planned, found) in pairs.items():
+            if planned != found:
+                raise PlanError(
+                    f"the plan is for {what} {planned}, found {what} {found}; calibrate for these settings, "
+                    "leave them out, or choose a cache by its own options"
+                )
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        stage = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            stage.write_text(self.to_json(), encoding="utf-8")
+            os.replace(stage, path)
+        finally:
+            stage.unlink(missing_ok=True)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file; a `PlanError` in one sentence for anything else."""
+    remedy = "run `e2crf calibrate` again, or remove the file"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"no plan at {path}; make one with `e2crf calibrate`") from None
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path} is not a plan ({error}); {remedy}") from error
+    schema = value.pop("schema", None) if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise PlanError(f"{path} has schema {schema!r}, this version reads schema {SCHEMA}; {remedy}")
+    known = {entry.name for entry in fields(Plan)}
+    if wrong := sorted(set(value) ^ known):
+        keys = ", ".join(sorted(known))
+        raise PlanError(f"{path} must have the keys {keys}, found a difference in {', '.join(wrong)}; {remedy}")
+    for name in ("refreshes", "low_steps", "surprise"):
+        if not isinstance(value[name], list):
+            raise PlanError(f"{path}: {name} must be a list, found {value[name]!r}; {remedy}")
+        value[name] = tuple(value[name])
+    try:
+        return Plan(**value)
+    except (OptionError, TypeError) as error:
+        raise PlanError(f"{path} is not a plan: {error}; {remedy}") from error
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The policy of a plan."""
+
+    refreshes: tuple[int, ...]
+    lows: frozenset[int]
+    events: Ints  # all steps with a network call, and T
+    low_tokens: Ints
+    limits: tuple[float, ...]  # of the surprise at each refresh
+    num_steps: int
+
+    def __call__(self, step: Step, signals: Signals) -> Decisions:
+        """Decide a step."""
+        i = step.index
+        if i < self.refreshes[0]:
+            return Decision(Event.PRIOR, until=self.refreshes[0])
+        if signals.since_refresh is None:
+            return FIRST
+        if i in self.refreshes:
+            return REFRESH
+        extra = self._extra(i, signals)
+        if extra == i:
+            return self._guarded(i, signals)
+        if i in self.lows and self.low_tokens.size:
+            return Decision(Event.LOW, self.low_tokens)
+        until = int(self.events[np.searchsorted(self.events, i, side="right")])
+        return Decision(Event.REUSE, until=until if extra is None or extra < i else min(until, extra))
+
+    def _extra(self, i: int, signals: Signals) -> int | None:
+        """The step at which some samples are refreshed once more before the next refresh; None: none is."""
+        if not self.limits:
+            return None
+        last = int(np.searchsorted(self.refreshes, i, side="right")) - 1
+        if not (signals.surprise > self.limits[last]).any():
+            return None
+        following = self.refreshes[last + 1] if last + 1 < len(self.refreshes) else self.num_steps
+        middle = (self.refreshes[last] + following) // 2
+        return middle if middle > self.refreshes[last] else None
+
+    def _guarded(self, i: int, signals: Signals) -> Decisions:
+        last = int(np.searchsorted(self.refreshes, i, side="right")) - 1
+        is_low = i in self.lows and self.low_tokens.size
+        other = Decision(Event.LOW, self.low_tokens) if is_low else REUSE
+        loud = signals.surprise > self.limits[last]
+        return [TRIGGER if far else other for far in loud.tolist()]
