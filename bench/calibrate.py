@@ -9,7 +9,7 @@ In this order, each stage shown by the progress bar:
    phase, which say where along the way the residual of the network drifts and what that does to the series.
 2. *The bar*: the quality of many refreshes, on the noise the search uses. An uncached run of that many samples would
    take hours; how far the two differ is measured on the samples both have.
-3. *The search*: for 2, 3, 4, ... refreshes, where the first of them lies (`alpha_prior`), how the others are spaced,
+3. *The search*: for 1, 2, 3, ... refreshes, where the first of them lies (`alpha_prior`), how the others are spaced,
    what is reused, and whether low frequencies are recomputed in between.
 4. *The check* on noise that the search has not seen: sliced Wasserstein in the time and in the frequency domain
    within the budget of the bar, no more diverged samples. The first number of refreshes that passes is the plan.
@@ -23,7 +23,7 @@ effect on the finished series of holding the residual still, as measured on the 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -42,16 +42,21 @@ from runtime.errors import parse_word, require
 from runtime.fourier import dft
 from runtime.sampler import DEFAULT_STEPS, Model, Samples, StepInfo, load
 from runtime.schedule import Schedule
+from runtime.score import ScoreNetwork
 from runtime.sde import process_from_facts, signal_to_noise
 from runtime.solvers import Solver, TimeGrid
 
 Progress = Callable[[str, float], None]
 Series = NDArray[np.floating]
 
-_BAR_REFRESHES = 32
+_BAR_REFRESHES = 20
 _DENSE_ALPHA, _BAR_ALPHA = 0.05, 0.1  # prior phases of the dense trajectories and of the bar
 _DRIFT_POINTS, _DRIFT_SAMPLES = 200, 16  # steps that the drift is measured at, and on how many samples
-_LOW_PRICE = 0.07  # of a step with a few tokens, in full passes
+_LOW_FREQUENCIES = 3  # the K that is tried
+_ALPHAS = (0.1, 0.2, 0.3, 0.45, 0.6)
+_SPACINGS = ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift")
+_MODES = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
+_CHECKS = 4  # promising plans of a number of refreshes that are checked, the cheapest first
 _HELD_OUT_SEED = 1 << 20  # added to the seed: noise that the search has not seen
 
 
@@ -65,7 +70,7 @@ class CalibrateOptions:
     grid: str = TimeGrid.UNIFORM
     budget: float = 0.02  # sliced Wasserstein may grow by this share
     reference: Path | None = None  # real series; None: the model's own samples judge
-    minutes: float = 10.0  # aimed at, on the machine it runs on
+    minutes: float = 12.0  # aimed at, on the machine it runs on
     most_refreshes: int = 16
     batch_size: int = 64
     seed: int = 0
@@ -80,7 +85,7 @@ class CalibrateOptions:
                 (self.solvers, self.steps), "ddim and 1000 are the defaults")  # fmt: skip
         parse_word(TimeGrid, self.grid, "time grid")
         require(0 <= self.budget < 10, "the budget must lie in [0, 10)", self.budget, "0.02 allows 2 %")
-        require(0 < self.minutes < 1e4, "minutes must be positive", self.minutes, "10 is the default")
+        require(0 < self.minutes < 1e4, "minutes must be positive", self.minutes, "12 is the default")
         require(self.most_refreshes >= 2, "most_refreshes must be at least 2", self.most_refreshes, "16 is the default")
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "64 is the default")
 
@@ -107,14 +112,14 @@ class Sizes:
 
 
 def sizes_for(minutes: float, steps: int, pass_seconds: float) -> Sizes:
-    """Samples by stage: two fifths of the time for uncached and dense ones, the rest for search and check.
+    """Samples by stage: a third of the time each for uncached and dense ones, for the search, and for the check.
 
-    `pass_seconds` is one full pass of one sample.
+    `pass_seconds` is one full pass of one sample; the divisors are the passes that a stage asks for.
     """
-    seconds = 60.0 * minutes
-    uncached = int(0.4 * seconds / (1.8 * steps * pass_seconds))
-    search = int(0.25 * seconds / (200 * pass_seconds))  # a search costs about 200 passes of its samples
-    return Sizes(*(max(8, min(size, 512)) for size in (uncached, search, 3 * search)))
+    passes = 60.0 * minutes / 3 / pass_seconds
+    divisors = (1.8 * steps, 400, 2 * _BAR_REFRESHES)
+    uncached, search, check = (int(passes / divisor) for divisor in divisors)
+    return Sizes(max(8, min(uncached, 256)), max(16, min(search, 256)), max(32, min(check, 1024)))
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,6 @@ class Candidate:
     spacing: str
     reuse: Reuse
     lows: int = 0  # low steps after each refresh
-    K: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,20 @@ class _Watch:
         return policy
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A candidate that was tried."""
+
+    over: float  # growth of the distance over the bar's
+    candidate: Candidate
+    plan: Plan
+
+    @property
+    def price(self) -> float:
+        """In full passes."""
+        return float(self.plan.measured["passes"])
+
+
 class _Calibration:
     """One run of `calibrate`."""
 
@@ -193,12 +211,17 @@ class _Calibration:
         self.signal = signal_to_noise(self.process, self.schedule.times)
         self.log_snr = np.log(self.process.alpha(self.schedule.times) / self.process.sigma(self.schedule.times))
         self.can_split = model.facts.tokens.obstacle is None
+        self.low_price = 0.0  # of a step with the low frequencies alone, in full passes
         self.begun = time.perf_counter()
 
     def run(self) -> Plan:
         """All stages."""
         options = self.options
-        pass_seconds = self._pass_seconds()
+        num_tokens, batch = self.model.manifest.network.num_tokens, options.batch_size
+        pass_seconds = self._call_seconds(batch, num_tokens) / batch
+        if self.can_split:
+            low_tokens = int(np.count_nonzero(self.model.facts.tokens.frequency < _LOW_FREQUENCIES))
+            self.low_price = self._call_seconds(1, low_tokens) / self._call_seconds(1, num_tokens)
         sizes = sizes_for(options.minutes, self.steps, pass_seconds)
         uncached = self._draw("uncached trajectories", sizes.uncached, None)
         dense, self.drift = self._dense(sizes.uncached)
@@ -232,15 +255,17 @@ class _Calibration:
 
     # Stages
 
-    def _pass_seconds(self) -> float:
-        """Seconds of one full pass of one sample at the batch size of the calibration."""
-        network = self.model.manifest.network
-        z = np.zeros((self.options.batch_size, network.num_tokens, network.num_channels), np.float32)
-        t = np.full(len(z), 0.5, np.float32)
-        self.model.score(z, t)
-        begun = time.perf_counter()
-        self.model.score(z, t)
-        return (time.perf_counter() - begun) / len(z)
+    def _call_seconds(self, batch: int, num_tokens: int) -> float:
+        """Seconds of one network call, the best of several."""
+        network = ScoreNetwork(self.model.manifest, self.model.backend, batch, self.model.graphs)
+        call = network.call(num_tokens)
+        call.t[...] = 0.5
+        taken = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            call.run()
+            taken.append(time.perf_counter() - begun)
+        return min(taken)
 
     def _dense(self, n: int) -> tuple[Samples, "Drift"]:
         """Every step recomputed after a short prior phase, and the drift of the residual along the way."""
@@ -264,37 +289,37 @@ class _Calibration:
         """The plan with the fewest refreshes that passes the check, else the best one that was tried."""
         budget, tried = self.options.budget, list[dict[str, Any]]()
         best: tuple[Plan, Score] | None = None
-        candidates = list(self._candidates())
+        candidates = [Candidate(*choice) for choice in product(_ALPHAS, _SPACINGS, _MODES)]
         for count in _counts(self.options.most_refreshes):
-            ranked = []
-            for candidate in candidates:
-                plan = self._plan(candidate, count)
-                if plan.measured["passes"] > count + 1:
-                    continue
-                score = self._score(self._draw(f"{count} refreshes, {candidate.spacing}", sizes.search, plan))
-                ranked.append((score.over(bar), candidate, plan))
-            ranked.sort(key=lambda entry: entry[0])
-            for over, _, plan in ranked[:3]:
-                score = self._score(self._draw(f"checking {count} refreshes", sizes.check, plan, held_out=True))
-                tried.append(plan.measured | {"over_in_search": over, "over_held_out": score.over(held_out_bar)})
+            ranked = self._ranked(candidates, count, sizes.search, bar)
+            candidates = [entry.candidate for entry in ranked[:8]]
+            if self.can_split:
+                with_lows = [replace(candidate, lows=lows) for candidate in candidates[:4] for lows in (1, 2)]
+                ranked += self._ranked(with_lows, count, sizes.search, bar)
+            promising = sorted((entry for entry in ranked if entry.over <= budget), key=lambda entry: entry.price)
+            for entry in promising[:_CHECKS] or ranked[:1]:
+                drawn = self._draw(f"checking {count} refreshes", sizes.check, entry.plan, held_out=True)
+                score = self._score(drawn)
+                tried.append(entry.plan.measured | {"search": entry.over, "held_out": score.over(held_out_bar)})
                 if best is None or score.over(held_out_bar) < best[1].over(held_out_bar):
-                    best = plan, score
-                if over <= budget and score.within(held_out_bar, budget):
-                    return plan, score, tried
-            candidates = [candidate for _, candidate, _ in ranked[:8]]
+                    best = entry.plan, score
+                if score.within(held_out_bar, budget):
+                    return entry.plan, score, tried
         assert best is not None
         return *best, tried
 
-    def _candidates(self) -> Iterator[Candidate]:
-        """Everything that is tried for the smallest number of refreshes."""
-        for alpha_prior in (0.1, 0.2, 0.3):
-            for spacing in ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift"):
-                for reuse in (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR):
-                    yield Candidate(alpha_prior, spacing, reuse)
-        if self.can_split:
-            for reuse in (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR):
-                yield Candidate(0.2, "power 2", reuse, lows=1, K=3)
-                yield Candidate(0.2, "power 2", reuse, lows=2, K=3)
+    def _ranked(self, candidates: Sequence[Candidate], count: int, n: int, bar: Score) -> list["_Entry"]:
+        """The candidates with so many refreshes, best first; those that come to the same plan once."""
+        plans = {
+            (plan.refreshes, plan.low_steps, plan.reuse): (candidate, plan)
+            for candidate in candidates
+            for plan in [self._plan(candidate, count)]
+        }
+        entries = [
+            _Entry(self._score(self._draw(f"trying {count} refreshes", n, plan)).over(bar), candidate, plan)
+            for candidate, plan in plans.values()
+        ]
+        return sorted(entries, key=lambda entry: entry.over)
 
     def _with_surprise(self, plan: Plan, n: int) -> Plan:
         """The plan with its guard: the error of the prediction that 99 % of samples stay below at each refresh."""
@@ -323,10 +348,10 @@ class _Calibration:
             grid=self.grid,
             reuse=candidate.reuse,
             refreshes=refreshes,
-            K=candidate.K,
+            K=_LOW_FREQUENCIES if lows else 0,
             low_steps=tuple(sorted(lows)),
             measured={
-                "passes": round(len(refreshes) + _LOW_PRICE * len(lows), 2),
+                "passes": round(len(refreshes) + self.low_price * len(lows), 2),
                 "alpha_prior": candidate.alpha_prior,
                 "spacing": candidate.spacing,
             },
@@ -473,4 +498,4 @@ class Drift:
 
 def _counts(most: int) -> list[int]:
     """The numbers of refreshes that are tried."""
-    return [count for count in (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32) if count <= most]
+    return [count for count in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32) if count <= most]

@@ -47,7 +47,7 @@ def draw_pictures(comparison: Comparison, folder: Path) -> list[Path]:
     """Draw all pictures of a comparison into `folder`; the files made."""
     folder.mkdir(parents=True, exist_ok=True)
     real, stats = comparison.reference.series, comparison.cached.stats
-    uncached, cached = comparison.uncached.series, comparison.cached.series
+    uncached, cached = comparison.uncached, comparison.cached.series
     draw_series(real, cached, folder / "series.png")
     draw_spectrum({"real": real, "uncached": uncached, "cached": cached}, folder / "spectrum.png")
     draw_recomputed(stats, folder / "recomputed.png")

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.machine import Machine
 from bench.quality import Loss
+from bench.steps import StepCosts
 
 SCHEMA = 1  # bump when an older reader would misread a newer record
 
@@ -31,6 +32,8 @@ class Row:
 
     rival: str
     steps: int | None = None
+    solver: str | None = None
+    grid: str | None = None  # of the times
     ms_per_sample: float | None = None  # median over rounds
     p90_ms_per_sample: float | None = None
     speedup: float | None = None  # over the first rival, median over rounds
@@ -68,6 +71,7 @@ class Record:
     rows: tuple[Row, ...]
     loss_time: Loss
     loss_frequency: Loss
+    steps: StepCosts | None = None  # what each kind of step costs
     failures: tuple[str, ...] = ()  # sentences; none: the gate is passed or was not asked for
     schema: int = SCHEMA
 
@@ -143,6 +147,7 @@ def _record(line: str, where: str) -> Record:
                 "loss_time": Loss(**value["loss_time"]),
                 "loss_frequency": Loss(**value["loss_frequency"]),
                 "failures": tuple(value["failures"]),
+                "steps": StepCosts(**value["steps"]) if value.get("steps") else None,
             }
         )
     except (KeyError, TypeError) as error:

@@ -21,11 +21,13 @@ from bench.compare import Comparison
 from bench.contenders import Progress as Tell
 from bench.quality import Loss
 from bench.records import Record, Row, write_whole
+from bench.steps import told
 from runtime.output import write_samples
+from runtime.solvers import TimeGrid
 
 COLUMNS = (
     "rival",
-    "steps",
+    "solver, steps",
     "ms per sample",
     "faster",
     "passes",
@@ -37,6 +39,7 @@ COLUMNS = (
 )
 MISSING = ""
 TABLE_FILE = "table.md"
+_SOLVER = 1  # the column that may break into lines
 _NUM_COST = 6  # columns of what a rival is and costs; the others are of quality
 _WIDE = 112  # characters that all columns need side by side
 
@@ -45,7 +48,7 @@ def cells_of(row: Row) -> list[str]:
     """The cells of a row, in the order of `COLUMNS`."""
     return [
         row.rival,
-        _number(row.steps, "d"),
+        _steps(row),
         _milliseconds(row.ms_per_sample) + ("*" if (row.measured_steps or 0) < (row.steps or 0) else ""),
         _number(row.speedup, ".3g") + ("x" if row.speedup is not None else MISSING),
         _number(row.passes, ".4g"),
@@ -74,11 +77,13 @@ def notes_of(record: Record) -> list[str]:
         f"Caching changes SW by {_loss(record.loss_time)} in the time domain and by "
         f"{_loss(record.loss_frequency)} in the frequency domain.",
     ]
+    if record.steps is not None:
+        notes.append(told(record.steps))
     if any((row.measured_steps or 0) < (row.steps or 0) for row in record.rows):
         notes.append("* timed over fewer steps and scaled up.")
     if left_out := [row for row in record.rows if row.num_left_out]:
-        told = ", ".join(f"{row.num_left_out} of {row.rival}" for row in left_out)
-        notes.append(f"Not finite, so in no distance: {told}.")
+        listed = ", ".join(f"{row.num_left_out} of {row.rival}" for row in left_out)
+        notes.append(f"Not finite, so in no distance: {listed}.")
     return notes + [f"FAILED: {failure}." for failure in record.failures]
 
 
@@ -109,7 +114,7 @@ def _table(record: Record, columns: Iterable[int]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index in columns:
         side: Literal["left", "right"] = "right" if index else "left"
-        table.add_column(COLUMNS[index].replace(" ", "\n"), justify=side, no_wrap=True)
+        table.add_column(COLUMNS[index].replace(" ", "\n"), justify=side, no_wrap=index != _SOLVER)
     for row in record.rows:
         cells = cells_of(row)
         table.add_row(*(cells[index] for index in columns))
@@ -121,11 +126,10 @@ def write_results(found: Comparison, folder: Path) -> list[Path]:
     from bench.pictures import draw_pictures  # matplotlib takes its time to load
 
     pictures = draw_pictures(found, folder)
-    samples = {"uncached": found.uncached, "e2crf": found.cached}
-    for name, drawn in samples.items():
+    for name, drawn in found.drawn.items():
         write_samples(folder / f"{name}.npz", drawn, found.record.options)
     write_whole(folder / TABLE_FILE, markdown_of(found.record))
-    return [*pictures, *(folder / f"{name}.npz" for name in samples), folder / TABLE_FILE]
+    return [*pictures, *(folder / f"{name}.npz" for name in found.drawn), folder / TABLE_FILE]
 
 
 @contextmanager
@@ -136,6 +140,12 @@ def progress_on_terminal() -> Iterator[Tell]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda doing, share: bar.update(task, description=doing, completed=share)
+
+
+def _steps(row: Row) -> str:
+    """Solver, time grid where it is not the uniform one, and steps."""
+    grid = row.grid if row.grid != TimeGrid.UNIFORM else None
+    return " ".join(str(part) for part in (row.solver, grid, row.steps) if part is not None)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -6,6 +6,7 @@ code is 0 done, 1 a check failed or the run broke, 2 wrong use, 130 Ctrl-C. A bu
 """
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -167,9 +168,9 @@ def sample(
     cache = _cache(uncached, plan, preset, {name: value for name, value in knobs.items() if value is not None})
     with load(bundle, backend, device=device, threads=threads, graphs=graphs) as model:
         settings = model.settings(steps, solver, grid, cache)
-        facts = {"bundle": bundle.name, "steps": settings.steps, "solver": settings.solver, "grid": settings.grid,
-                 "seed": seed, "first_sample": first_sample,
-                 "cache": None if cache is None else settings.facts}  # fmt: skip
+        facts = {"bundle": bundle.name, "source_digest": model.manifest.source.digest, "seed": seed,
+                 "first_sample": first_sample, "steps": settings.steps, "solver": settings.solver,
+                 "grid": settings.grid, "cache": None if cache is None else settings.facts}  # fmt: skip
         try:
             with steps_progress(num_samples, batch_size, settings.steps) as on_step:
                 drawn = model.sample(
@@ -221,7 +222,7 @@ def calibrate(
     grid: Annotated[str, typer.Option(help=f"Times: {', '.join(TimeGrid)}.")] = TimeGrid.UNIFORM,
     budget: Annotated[float, typer.Option(help="Share by which sliced Wasserstein may grow.")] = 0.02,
     reference: Annotated[Path | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
-    minutes: Annotated[float, typer.Option(help="Time it may take, about.")] = 10.0,
+    minutes: Annotated[float, typer.Option(help="Time it may take, about.")] = 12.0,
     quick: Annotated[bool, typer.Option("--quick", help="A fifth of the time, fewer samples.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads within one operator; default all.")] = None,
@@ -276,8 +277,11 @@ def bench(
     model: Annotated[str | None, typer.Option(help="Checkpoint; default: the run the bundle names.")] = None,
     reference: Annotated[Path | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge quality on.")] = 64,
+    uncached: Annotated[Path | None, typer.Option(help="Uncached samples drawn before (sample --uncached).")] = None,
+    num_uncached: Annotated[int | None, typer.Option(help="Fewer of them uncached; default: as many.")] = None,
     batch_size: Annotated[int, typer.Option(help="Batch that is timed.")] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds of timing, rivals in turn.")] = 5,
+    limit_s: Annotated[float, typer.Option(help="Time an uncached rival over fewer steps beyond this.")] = math.inf,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 1000,
     solver: Annotated[str, typer.Option(help=f"One of {', '.join(Solver)}.")] = Solver.ANCESTRAL,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
@@ -300,11 +304,13 @@ def bench(
         reference=reference or run_folder(checkpoint) / "reference.npz",
         checkpoint=checkpoint.path,
         num_samples=num_samples,
+        uncached=uncached,
+        num_uncached=num_uncached,
         batch_size=batch_size,
         steps=steps,
         solver=solver,
         seed=seed,
-        race=RaceOptions(rounds=rounds),
+        race=RaceOptions(rounds=rounds, limit_s=limit_s),
         max_sw_loss=max_sw_loss,
     )
     with progress_on_terminal() as progress:

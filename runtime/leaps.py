@@ -48,9 +48,9 @@ class Leaps:
 
     def _make(self, i: int, j: int, prior: bool) -> Leap:
         schedule = self._schedule
-        from_latent = schedule.gaussian if prior else schedule.from_latent  # [T, N, C]
-        factors = schedule.step_latent[i:j, None, None] + schedule.step_data[i:j, None, None] * from_latent[i:j]
-        factors = factors.astype(np.float64)
+        from_latent = (schedule.gaussian if prior else schedule.from_latent)[i:j]  # [j - i, N, C]
+        step_data = schedule.step_data[i:j, None, None].astype(np.float64)
+        factors = schedule.step_latent[i:j, None, None] + step_data * from_latent
         # What becomes of a unit that enters after step m: the product of the later factors, [j - i, N, C].
         later = np.ones_like(factors)
         later[:-1] = np.cumprod(factors[:0:-1], axis=0)[::-1]
@@ -58,7 +58,7 @@ class Leaps:
         noise = schedule.step_noise[i:j] * later if schedule.is_stochastic else None
         if prior:
             return Leap(_narrow(latent), None, None, None if noise is None else _narrow(noise))
-        enters = schedule.step_data[i:j, None, None] * schedule.from_value[i:j] * later
+        enters = step_data * schedule.from_value[i:j] * later
         elapsed = (schedule.times[i:j] - schedule.times[i])[:, None, None]
         return Leap(
             _narrow(latent),

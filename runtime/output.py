@@ -5,8 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import OptionError
 from runtime.sampler import Samples
@@ -19,6 +21,16 @@ def prepare_output(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise OptionError(f"{path} exists; choose another name, or allow it to be replaced with --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def read_samples(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """The series [n, N, C] and the facts that `write_samples` wrote; an `OptionError` for anything else."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            facts: dict[str, Any] = json.loads(str(stored["record"]))
+            return stored["series"], facts
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise OptionError(f"{path} is not a file of samples ({error}); write one with `e2crf sample`") from error
 
 
 def write_samples(path: Path, samples: Samples, facts: dict[str, Any]) -> None:

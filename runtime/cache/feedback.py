@@ -22,8 +22,10 @@ class Feedback:
         distance = np.abs(frequency[:, None] - frequency)
         self._near = (np.exp(-distance) * (is_second[:, None] == is_second)).astype(np.float32)  # [N, N]
 
-    def apply(self, value: Floats, error: Floats, tokens: NDArray[np.int64], limit: Floats) -> None:
-        """Move the cached values [b, N, C] in place by the errors [b, S, C] of `tokens` [b, S]."""
-        near = self._near[tokens]  # [b, S, N]
+    def apply(
+        self, value: Floats, error: Floats, tokens: NDArray[np.int64], counts: NDArray[np.bool_], limit: Floats
+    ) -> None:
+        """Move the cached values [b, N, C] in place by the errors [b, S, C] of those `tokens` [b, S] that count."""
+        near = self._near[tokens] * counts[..., None]  # [b, S, N]
         shared = np.einsum("bsn,bsc->bnc", near, error) / (near.sum(axis=1)[..., None] + 1.0)
         value += np.minimum(self._most, limit)[:, None, None].astype(np.float32) * shared

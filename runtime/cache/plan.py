@@ -67,7 +67,10 @@ class Plan:
         parse_word(Reuse, self.reuse, "reuse mode")
         parse_word(Solver, self.solver, "solver")
         parse_word(TimeGrid, self.grid, "time grid")
-        require(self.steps >= 1, "steps must be at least 1", self.steps, "calibrate again")
+        require(isinstance(self.source_digest, str), "source_digest must be a text", self.source_digest,
+                "calibrate again")  # fmt: skip
+        require(isinstance(self.steps, int) and self.steps >= 1, "steps must be a whole number of at least 1",
+                self.steps, "calibrate again")  # fmt: skip
         for name in ("refreshes", "low_steps"):
             indices = getattr(self, name)
             ordered = all(a < b for a, b in pairwise(indices))
@@ -75,7 +78,8 @@ class Plan:
             require(ordered and inside, f"{name} must be rising steps from 0 to {self.steps - 1}", indices,
                     "calibrate again")  # fmt: skip
         require(len(self.refreshes) > 0, "refreshes must not be empty", self.refreshes, "calibrate again")
-        require(self.K >= 0, "K must not be negative", self.K, "0 recomputes none between refreshes")
+        require(isinstance(self.K, int) and self.K >= 0, "K must be a whole number that is not negative", self.K,
+                "0 recomputes none between refreshes")  # fmt: skip
         require(len(self.surprise) in (0, len(self.refreshes)),
                 "surprise must have one number per refresh", len(self.surprise), "calibrate again")  # fmt: skip
         numbers = (*self.surprise, self.guard)

@@ -271,7 +271,7 @@ class EventDriven:
         if self.trigger is Trigger.FEATURE:
             return signals.intensity > self.tau_warn
         if self.trigger is Trigger.IMPACT:
-            return signals.impact > self.tolerance
+            return signals.impact >= self.tolerance  # 0 allows no reuse at all
         return np.zeros(len(signals.refresh_age), np.bool_)
 
     def _chosen(self, signals: Signals) -> NDArray[np.bool_]:

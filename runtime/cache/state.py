@@ -273,26 +273,29 @@ class Trajectory:
         *, is_full: bool,
     ) -> None:  # fmt: skip
         """Keep what the policy's signals are made of, before the old predictions are overwritten."""
-        here, weight = slice(first, last), self._facts.weight[tokens]
-        is_first = self.made[first, 0] < 0
+        here = slice(first, last)
+        counts = tokens != tokens[:, :1]  # padding repeats the first token, which counts once
+        counts[:, 0] = True
+        weight = self._facts.weight[tokens] * counts[..., None]
         error = data - self.data[at]
         if is_full:
             self._impact[here] = self._probe_error[here] = self._intensity[here] = 0.0
-            if self._needs & Needs.SURPRISE and not is_first:
-                self._surprise[here] = _rms(error, weight)
+            if self._needs & Needs.SURPRISE:
+                self._surprise[here] = np.where(self.made[here, 0] < 0, 0.0, _rms(error, weight))
         else:
             self._probe_error[here] = _rms(error, weight)
         if self._features is not None and hidden is not None:
             old = self._features[at]
             if not is_full:
-                moved = np.square(hidden - old).sum(axis=(1, 2))
-                self._intensity[here] = moved / (np.square(old).sum(axis=(1, 2)) + _ETA)
+                moved, size = (np.square(x).sum(axis=2, where=counts[..., None]) for x in (hidden - old, old))
+                self._intensity[here] = moved.sum(axis=1) / (size.sum(axis=1) + _ETA)
             self._features[at] = hidden
         if self._made_z is not None:
             self._made_z[at] = self.z[at]
         if self._feedback is not None and not is_full:
             limit = 0.5 * self._intensity[here] if self._features is not None else np.full(last - first, np.inf)
-            self._feedback.apply(self._value[here], error / self._schedule.from_value[self._i][tokens], tokens, limit)
+            missed = error / self._schedule.from_value[self._i][tokens]
+            self._feedback.apply(self._value[here], missed, tokens, counts, limit)
 
 
 def bucket(size: int, num_tokens: int) -> int:

@@ -113,19 +113,19 @@ class Recorder:
 
     def record(self, i: int, j: int, decisions: Decisions, trajectory: Trajectory) -> None:
         """Note what was decided for steps i .. j - 1 of a batch and carried out."""
-        if isinstance(decisions, Decision):
-            self._note(i, j, decisions, trajectory.batch)
-        else:
-            for decision in decisions:
-                self._note(i, j, decision, 1)
+        listed = [decisions] if isinstance(decisions, Decision) else decisions
+        for decision in listed:
+            self._note(i, j, decision, trajectory.batch // len(listed))
         if trajectory.made_changed:
             trajectory.made_changed = False
             made = trajectory.made
             self._made_last = (float(made.mean()), float(made.min()))
         if self._made_last is not None:
             self._age[i:j] = np.arange(i, j)[:, None] - np.array(self._made_last)
-        if trajectory.keeps_intensity and not isinstance(decisions, Decision):
-            self._sums[i] += trajectory.intensity.sum(), trajectory.batch
+        if trajectory.keeps_intensity:
+            is_partial = np.array([decision.tokens is not None for decision in listed])
+            measured = trajectory.intensity[np.broadcast_to(is_partial, trajectory.batch)]
+            self._sums[i] += measured.sum(), measured.size
 
     def _note(self, i: int, j: int, decision: Decision, batch: int) -> None:
         self._events[i:j, _COLUMN[decision.event]] += batch
