@@ -192,13 +192,17 @@ def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
 
     Inputs z, t, token, past_key_00, past_value_00, ...; outputs score, hidden (the features that the head reads),
     present_key_00, present_value_00, ...
-    Inner names are prefixed with their part.
+    Inner names are prefixed with their part. What the parts have in common is kept once, since with few tokens
+    a step is as long as its list of nodes: equal constants (so that equal nodes can be merged), and the rows that
+    a layer would only reshape for the next one to reshape back.
     """
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
     inputs: list[onnx.ValueInfoProto] = []
     outputs: list[onnx.ValueInfoProto] = []
     hidden = "embed/hidden"  # what flows from part to part
+    rows = ""  # the same as rows [B * S, D], from the first layer on
+    shared: dict[bytes, str] = {}  # constants by content
     last = max(name for name in parts if name.startswith("layer_"))
     for name, part in parts.items():
         index = name.removeprefix("layer_")
@@ -208,9 +212,16 @@ def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
         if name == last:
             public["hidden_out"] = "hidden"
         for weight in part.graph.initializer:
-            weights.append(onnx.TensorProto.FromString(weight.SerializeToString()))
-            weights[-1].name = f"{name}/{weight.name}"
+            own, content = f"{name}/{weight.name}", _content(weight)
+            public[weight.name] = shared.setdefault(content, own) if weight.data_type == TensorProto.INT64 else own
+            if public[weight.name] == own:
+                weights.append(onnx.TensorProto.FromString(weight.SerializeToString()))
+                weights[-1].name = own
+        if rows:
+            public["rows"] = rows
         for node in part.graph.node:
+            if (node.name == "rows" and rows) or (node.name == "hidden_out" and name != last):
+                continue
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
             nodes[-1].name = f"{name}/{node.name}"
             for names in (nodes[-1].input, nodes[-1].output):
@@ -222,8 +233,17 @@ def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
                     side[-1].name = public[port.name]
         if name.startswith("layer"):
             hidden = public.get("hidden_out", f"{name}/hidden_out")
+            rows = f"{name}/norm2"
     outputs.sort(key=lambda port: ("score", "hidden").index(port.name) if port.name in ("score", "hidden") else 2)
     return _model(helper.make_graph(nodes, "step", inputs, outputs, weights))
+
+
+def _content(weight: onnx.TensorProto) -> bytes:
+    """Shape and values of a constant, alike for alike constants of any name."""
+    nameless = onnx.TensorProto.FromString(weight.SerializeToString())
+    nameless.ClearField("name")
+    content: bytes = nameless.SerializeToString(deterministic=True)
+    return content
 
 
 def tensors_of(ports: Sequence[onnx.ValueInfoProto]) -> list[Tensor]:

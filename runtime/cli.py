@@ -383,8 +383,19 @@ def _told(error: Exception) -> int | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `e2crf`."""
+    _exit_with(lambda: app(arguments, standalone_mode=False))
+
+
+def run_as_command(function: Callable[..., None]) -> None:
+    """Run a function as a command line of its own, with the same errors and exit codes."""
+    own = typer.Typer(add_completion=False, rich_markup_mode=None)
+    own.command()(function)
+    _exit_with(lambda: own(standalone_mode=False))
+
+
+def _exit_with(command: Callable[[], Any]) -> None:
     with _warnings_in_words():
-        code = _run(lambda: app(arguments, standalone_mode=False))
+        code = _run(command)
     sys.exit(code)
 
 

@@ -1,9 +1,11 @@
 """Bundles and runs in words: what `e2crf inspect` prints."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from export.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
+from runtime.cache.plan import PLAN_FILE, Plan, read_plan
 
 
 def list_here(runs_folder: Path, bundles: Path) -> tuple[dict[str, Any], str]:
@@ -33,6 +35,7 @@ def describe_bundle(bundle: Path) -> tuple[dict[str, Any], str]:
         state = str(error)
     network, diffusion, source = manifest.network, manifest.diffusion, manifest.source
     rows = _graph_rows(bundle, manifest)
+    plan = read_plan(bundle / PLAN_FILE) if (bundle / PLAN_FILE).exists() else None
     result = {
         "bundle": str(bundle),
         "state": state,
@@ -41,6 +44,7 @@ def describe_bundle(bundle: Path) -> tuple[dict[str, Any], str]:
         "diffusion": vars(diffusion),
         "graphs": rows,
         "parity": manifest.parity,
+        "plan": None if plan is None else asdict(plan),
     }
     lines = [
         f"bundle      {bundle} ({state})",
@@ -48,10 +52,18 @@ def describe_bundle(bundle: Path) -> tuple[dict[str, Any], str]:
         f"network     {network.backbone}: N {network.num_tokens}, C {network.num_channels}, d {network.d_model}, "
         f"{network.num_heads} heads, {network.num_layers} layers, d_ff {network.d_ff}",
         f"process     {diffusion.process} {diffusion.parameters}, {diffusion.domain} domain",
+        f"plan        {_plan_in_words(plan)}",
         "graph       inputs -> outputs                                     KiB   parity",
     ]
     lines += [f"{r['name']:<11} {r['ports']:<52} {r['kib']:>5}   {r['parity']}" for r in rows]
     return result, "\n".join(lines)
+
+
+def _plan_in_words(plan: Plan | None) -> str:
+    if plan is None:
+        return "none; make one with `e2crf calibrate`"
+    lows = f", the {plan.K} lowest frequencies at {len(plan.low_steps)} more" if plan.low_steps else ""
+    return f"{plan.steps} {plan.solver} steps, {plan.reuse}: all tokens at steps {plan.refreshes}{lows}"
 
 
 def _graph_rows(bundle: Path, manifest: Manifest) -> list[dict[str, Any]]:

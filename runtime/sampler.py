@@ -240,7 +240,7 @@ class _Run:
     def batch(self, first: int, size: int) -> NDArray[np.float32]:
         """Samples first .. first + size - 1 as standardised tokens [size, N, C]."""
         model, num_steps = self._model, len(self._steps)
-        recorder = Recorder(model.facts.tokens.frequency, num_steps)
+        recorder = Recorder(model.facts.tokens.frequency, num_steps, size)
         network = ScoreNetwork(model.manifest, model.backend, size, model.graphs)
         shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
         noise = NoiseStream(self._seed, np.arange(first, first + size), shape, num_steps)

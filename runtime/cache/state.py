@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from runtime.cache.policy import Decision, Event, Needs, TokenFacts
 from runtime.leaps import Leaps
 from runtime.noise import NoiseStream, uniform
 from runtime.schedule import Schedule
-from runtime.score import ScoreNetwork
+from runtime.score import Call, ScoreNetwork
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -90,12 +91,12 @@ class Trajectory:
         self._value = np.zeros_like(self.z)  # what the reuse mode caches
         self._slope = np.zeros_like(self.z) if linear else None  # its change per unit of t
         self.made = np.full((batch, num_tokens), -1)  # the step each token was last recomputed at
-        self.made_changed = False  # whether `made` was written since its reader put this back
         self._refreshed = np.full(batch, -1)  # the step all tokens of a sample were last recomputed at
         self._oldest_refresh = -1  # the least of them
         self._scratch = np.empty_like(self.z)
         self._rows = np.arange(batch)[:, None]
-        self._all = np.tile(np.arange(num_tokens), (batch, 1))
+        self._all = np.arange(num_tokens)
+        self._written: dict[tuple[int, int, int], Ints] = {}  # the tokens of each partial call, written once
         self._made_z = np.zeros_like(self.z) if needs & Needs.CHANGE else None  # z when a token was recomputed
         shape = (batch, num_tokens, network.d_model)
         self._features = np.zeros(shape, np.float32) if needs & Needs.INTENSITY else None  # z_L
@@ -209,11 +210,11 @@ class Trajectory:
         if not predicted and not (is_full and not self._needs & Needs.SURPRISE):
             self._predict(i)
         if is_full:
-            self._recompute(i, self._all[first:last], first, last, is_full=True)
+            self._recompute(i, None, first, last)
             self._refreshed[first:last] = i
             self._oldest_refresh = int(self._refreshed.min())
         elif tokens is not None:
-            self._recompute(i, np.broadcast_to(tokens, (last - first, tokens.shape[-1])), first, last, is_full=False)
+            self._recompute(i, tokens, first, last)
 
     def advance(self, i: int) -> None:
         """Take solver step i."""
@@ -248,28 +249,46 @@ class Trajectory:
         np.multiply(schedule.from_value[i], self._value_at(i), out=scratch)
         self.data += scratch
 
-    def _recompute(self, i: int, tokens: Ints, first: int, last: int, *, is_full: bool) -> None:
-        """Ask the network for `tokens` [b, S] of samples first .. last - 1; renew all that is cached of them."""
-        schedule = self._schedule
-        at = (self._rows[first:last], tokens)
-        call = self._network.call(tokens.shape[1], first, last, features=self._features is not None)
-        call.z[...], call.t[...], call.token[...] = self.z[at], schedule.times[i], tokens
+    def _recompute(self, i: int, tokens: Ints | None, first: int, last: int) -> None:
+        """Ask the network for tokens of samples first .. last - 1 and renew all that is cached of them.
+
+        `tokens` is None for all of them, [S] for the same in every sample, [b, S] for each sample's own.
+        """
+        schedule, here = self._schedule, slice(first, last)
+        at = here if tokens is None else (here, tokens) if tokens.ndim == 1 else (self._rows[here], tokens)
+        call = self._call(tokens, first, last)
+        call.z[...], call.t[...] = self.z[at], schedule.times[i]
         begun = time.perf_counter()
         call.run()
-        self.work.add(tokens.size, time.perf_counter() - begun, is_full=is_full)
-        self.made_changed = True
-        data = schedule.latent_to_data[i] * call.z + schedule.score_to_data[i][tokens] * call.score
-        value = (data - schedule.from_latent[i][tokens] * call.z) / schedule.from_value[i][tokens]
+        self.work.add(call.token.size, time.perf_counter() - begun, is_full=tokens is None)
+        to_data, from_latent, from_value = (
+            table[i] if tokens is None else table[i][tokens]
+            for table in (schedule.score_to_data, schedule.from_latent, schedule.from_value)
+        )
+        data = to_data * call.score
+        data += schedule.latent_to_data[i] * call.z
+        value = (data - from_latent * call.z) / from_value
         if self._slope is not None:
             made = self.made[at]
             elapsed = np.where(made < 0, np.inf, schedule.times[i] - schedule.times[made])[..., None]
             self._slope[at] = (value - self._value[at]) / elapsed
         if self._needs or self._feedback is not None:
-            self._note(at, tokens, data, call.hidden, first, last, is_full=is_full)
+            self._note(at, call.token, data, call.hidden, first, last, is_full=tokens is None)
         self.data[at], self._value[at], self.made[at] = data, value, i
 
+    def _call(self, tokens: Ints | None, first: int, last: int) -> Call:
+        """The prepared call, its token numbers written where they are not there already."""
+        size = self.made.shape[1] if tokens is None else tokens.shape[-1]
+        call = self._network.call(size, first, last, features=self._features is not None)
+        key = (size, first, last)
+        if tokens is None or self._written.get(key) is not tokens:
+            call.token[...] = self._all if tokens is None else tokens
+            if tokens is not None:
+                self._written[key] = tokens
+        return call
+
     def _note(
-        self, at: tuple[Ints, Ints], tokens: Ints, data: Floats, hidden: Floats | None, first: int, last: int,
+        self, at: Any, tokens: Ints, data: Floats, hidden: Floats | None, first: int, last: int,
         *, is_full: bool,
     ) -> None:  # fmt: skip
         """Keep what the policy's signals are made of, before the old predictions are overwritten."""

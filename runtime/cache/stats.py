@@ -20,8 +20,10 @@ class Stats:
     recomputed: NDArray[np.int64]  # [T, F]: tokens recomputed, by step and frequency, summed over samples
     tokens_per_frequency: NDArray[np.int64]  # [F]
     events: NDArray[np.int64]  # [T, E]: samples by step and event, in the order of `Event`
-    age: NDArray[np.float64]  # [T, 2]: mean and largest age of the cached tokens, of the worst batch; NaN: none
+    mixed_age: NDArray[np.float64]  # [T, 2]: `age` where samples have done different things; NaN: nowhere
     intensity: NDArray[np.float64]  # [T]: mean event intensity of the partial steps; NaN where there was none
+    sample_tokens: NDArray[np.int64]  # [n]: tokens recomputed, by sample
+    sample_events: NDArray[np.int64]  # [n, E]: steps by sample and event
     work: Work  # what the network really ran
     cache_bytes: int  # K/V caches of one batch
     state_bytes: int  # the other arrays of one trajectory, O(B N C)
@@ -37,6 +39,15 @@ class Stats:
     def hit_rate(self) -> float:
         """Share of (step, token) pairs that needed no network, in [0, 1]."""
         return 1.0 - float(self.recomputed.sum()) / (self.num_samples * self.num_tokens * self.num_steps)
+
+    @property
+    def age(self) -> NDArray[np.float64]:
+        """Mean and largest age of the cached tokens after each step, of the worst batch, [T, 2]; NaN: none yet."""
+        steps = np.arange(self.num_steps)
+        made = np.maximum.accumulate(np.where(self.recomputed > 0, steps[:, None], -1))  # [T, F]
+        ages = np.where(made < 0, np.nan, steps[:, None] - made)
+        shared = np.stack([ages @ self.tokens_per_frequency / self.num_tokens, ages.max(axis=1)], axis=1)
+        return np.where(np.isnan(self.mixed_age), shared, self.mixed_age)
 
     @property
     def ideal_speedup(self) -> float:
@@ -100,14 +111,16 @@ _COLUMN = {event: column for column, event in enumerate(Event)}
 class Recorder:
     """Collects what the batches of one `sample` call did."""
 
-    def __init__(self, frequency: NDArray[np.int64], num_steps: int) -> None:
+    def __init__(self, frequency: NDArray[np.int64], num_steps: int, batch: int = 0) -> None:
         self._frequency = frequency
         self._per_frequency = np.bincount(frequency)
         self._recomputed = np.zeros((num_steps, len(self._per_frequency)), np.int64)
         self._events = np.zeros((num_steps, len(Event)), np.int64)
         self._age = np.full((num_steps, 2), np.nan)
         self._sums = np.zeros((num_steps, 2))  # of intensities, and how many there were
-        self._made_last: tuple[float, float] | None = None  # mean and least step the tokens were made at
+        self._is_mixed = False  # whether samples have done different things: only then are ages kept step by step
+        self._own = np.zeros((batch, 1 + len(Event)), np.int64)  # tokens and events by sample, where they differ
+        self._counted: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # a set, and its tokens by frequency
         self.work = Work()
         self.cache_bytes = self.state_bytes = 0
 
@@ -116,12 +129,18 @@ class Recorder:
         listed = [decisions] if isinstance(decisions, Decision) else decisions
         for decision in listed:
             self._note(i, j, decision, trajectory.batch // len(listed))
-        if trajectory.made_changed:
-            trajectory.made_changed = False
+        if not isinstance(decisions, Decision):
+            self._is_mixed = True
+            for own, decision in zip(self._own, decisions, strict=True):
+                own[0] += (
+                    len(self._frequency)
+                    if decision.event.is_full
+                    else (0 if decision.tokens is None else len(decision.tokens))
+                )
+                own[1 + _COLUMN[decision.event]] += 1
+        if self._is_mixed:
             made = trajectory.made
-            self._made_last = (float(made.mean()), float(made.min()))
-        if self._made_last is not None:
-            self._age[i:j] = np.arange(i, j)[:, None] - np.array(self._made_last)
+            self._age[i:j] = np.arange(i, j)[:, None] - np.array([made.mean(), made.min()])
         if trajectory.keeps_intensity:
             is_partial = np.array([decision.tokens is not None for decision in listed])
             measured = trajectory.intensity[np.broadcast_to(is_partial, trajectory.batch)]
@@ -132,11 +151,21 @@ class Recorder:
         if decision.event.is_full:
             self._recomputed[i] += batch * self._per_frequency
         elif decision.tokens is not None:
-            counts = np.bincount(self._frequency[decision.tokens], minlength=len(self._per_frequency))
-            self._recomputed[i] += batch * counts
+            if self._counted is None or self._counted[0] is not decision.tokens:
+                counts = np.bincount(self._frequency[decision.tokens], minlength=len(self._per_frequency))
+                self._counted = decision.tokens, counts
+            self._recomputed[i] += batch * self._counted[1]
+
+    def by_sample(self) -> NDArray[np.int64]:
+        """Tokens recomputed and steps by event, of each sample of a batch, [B, 1 + E]."""
+        total = np.concatenate([[self._recomputed.sum()], self._events.sum(axis=0)])
+        alike = (total - self._own.sum(axis=0)) // len(self._own)  # what was decided for all of them at once
+        by_sample: NDArray[np.int64] = self._own + alike
+        return by_sample
 
     def add(self, batch: "Recorder") -> None:
         """Take over what a finished batch noted."""
+        self._own = np.concatenate([self._own, batch.by_sample()])
         self._recomputed += batch._recomputed
         self._events += batch._events
         self._sums += batch._sums
@@ -155,8 +184,10 @@ class Recorder:
             recomputed=self._recomputed,
             tokens_per_frequency=self._per_frequency,
             events=self._events,
-            age=self._age,
+            mixed_age=self._age,
             intensity=np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0),
+            sample_tokens=self._own[:, 0],
+            sample_events=self._own[:, 1:],
             work=self.work,
             cache_bytes=self.cache_bytes,
             state_bytes=self.state_bytes,
