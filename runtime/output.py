@@ -27,9 +27,9 @@ def read_samples(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """The series [n, N, C] and the facts that `write_samples` wrote; an `OptionError` for anything else."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            facts: dict[str, Any] = json.loads(str(stored["record"]))
+            facts: dict[str, Any] = dict(json.loads(str(stored["record"])))
             return stored["series"], facts
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, TypeError, ValueError, KeyError, EOFError, BadZipFile) as error:  # TypeError: of .npy, no archive
         raise OptionError(f"{path} is not a file of samples ({error}); write one with `e2crf sample`") from error
 
 

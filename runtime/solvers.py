@@ -16,9 +16,8 @@ error that its division by alpha amplifies, and everything that reuse and the pr
 The sampler applies the table; a GPU backend reads the same table from device memory.
 
 The solvers take any strictly decreasing times; `time_grid` makes the usual ones. A two-step solver trusts the
-line through two data predictions, so it wants steps in lambda that grow slowly: `logsnr` or `quadratic`. On
-`uniform` times of a VP process the step before last, to eps, is six to eight times as long as the one before
-it, and with few steps (T = 33 and below) the line overshoots there: DDIM is then the better choice.
+line through two data predictions, so it wants steps in lambda that grow slowly (`logsnr`, `quadratic`), and
+where they grow fast it follows the line less far than published (see `_log_snr_steps`).
 """
 
 from collections.abc import Callable
@@ -180,10 +179,16 @@ def _both_ends(process: Process, times: Times) -> tuple[Times, Times, Times, Tim
 
 
 def _log_snr_steps(process: Process, times: Times) -> tuple[Times, Times]:
-    """Each step h [T] in lambda, infinite for the last, and 1 / 2r = h / (2 h_before), 0 where first order."""
+    """Each step h [T] in lambda, infinite for the last, and 1 / 2r = h / (2 h_before), 0 where first order.
+
+    The line is never followed further than the step before was long (1 / 2r at most 1/2), which the published
+    algorithm would do where steps grow fast: on the uniform grid the step to eps is seven times the one before
+    it, and 16 steps then miss the variance of a Gaussian by 72 %, with the limit by 1 %. Where steps grow slowly
+    nothing changes.
+    """
     h = np.append(np.diff(_half_log_snr(process, times)), np.inf)
     half_r = np.zeros_like(h)
-    half_r[1:-1] = h[1:-1] / (2.0 * h[:-2])
+    half_r[1:-1] = np.minimum(h[1:-1] / (2.0 * h[:-2]), 0.5)
     return h, half_r
 
 
