@@ -56,6 +56,7 @@ _LOW_FREQUENCIES = 3  # the K that is tried
 _ALPHAS = (0.1, 0.2, 0.3, 0.45, 0.6)
 _SPACINGS = ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift")
 _MODES = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
+_LEAST_SURPRISE = 1e-3  # in data std: less is rounding, which no guard should look at
 _CHECKS = 4  # promising plans of a number of refreshes that are checked, the cheapest first
 _HELD_OUT_SEED = 1 << 20  # added to the seed: noise that the search has not seen
 
@@ -210,7 +211,8 @@ class _Calibration:
         self.schedule: Schedule = model.schedule(self.solver, steps, self.grid, Reuse.RESIDUAL)[0]
         self.signal = signal_to_noise(self.process, self.schedule.times)
         self.log_snr = np.log(self.process.alpha(self.schedule.times) / self.process.sigma(self.schedule.times))
-        self.can_split = model.facts.tokens.obstacle is None
+        tokens = model.facts.tokens
+        self.can_split = tokens.obstacle is None and tokens.num_frequencies > _LOW_FREQUENCIES
         self.low_price = 0.0  # of a step with the low frequencies alone, in full passes
         self.begun = time.perf_counter()
 
@@ -230,6 +232,8 @@ class _Calibration:
         bar_found = self._draw("the bar", sizes.search, bar_plan)
         bar = self._score(bar_found)
         held_out_bar = self._score(self._draw("the bar on held-out noise", sizes.check, bar_plan, held_out=True))
+        for score, n in ((bar, sizes.search), (held_out_bar, sizes.check)):
+            _require_finite(n if np.isfinite(score.time) else 0, n)
         found, score, tried = self._search(sizes, bar, held_out_bar)
         plan = self._with_surprise(found, sizes.search)
         both = min(sizes.uncached, sizes.search)
@@ -281,7 +285,9 @@ class _Calibration:
         else:
             plan = self._plan(Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR), _BAR_REFRESHES)
             own = self._draw("series that judge", 2 * max(n, 64), plan, seed=self.options.seed + 2 * _HELD_OUT_SEED)
-            self.judges, self.judged_by = reference_from_series(own.series), "the model's own series"
+            finite = own.series[np.isfinite(own.series).all(axis=(1, 2))]
+            _require_finite(len(finite), len(own.series))
+            self.judges, self.judged_by = reference_from_series(finite), "the model's own series"
         dim = self.judges.series[0].size
         self.directions = random_directions(256, dim, self.options.seed)
 
@@ -325,9 +331,12 @@ class _Calibration:
         """The plan with its guard: the error of the prediction that 99 % of samples stay below at each refresh."""
         watch = _Watch(plan)
         self._draw("the guard", n, watch)
-        usual = [float(np.quantile(np.concatenate(watch.seen[i]), 0.99)) if i in watch.seen else 0.0
-                 for i in plan.refreshes]  # fmt: skip
-        return replace(plan, surprise=tuple(round(x, 5) for x in usual), guard=2.0)
+        surprise = []
+        for i in plan.refreshes:
+            seen = np.concatenate(watch.seen.get(i, [np.zeros(1, np.float32)]))
+            usual = float(np.quantile(np.where(np.isfinite(seen), seen, 0.0), 0.99))
+            surprise.append(round(max(usual, _LEAST_SURPRISE), 5))
+        return replace(plan, surprise=tuple(surprise), guard=2.0)
 
     # Parts
 
@@ -456,7 +465,8 @@ class Drift:
         self._before = info.z[:_DRIFT_SAMPLES].copy()
 
     def _stack(self) -> NDArray[np.float64]:
-        return np.stack(self._residual).astype(np.float64)  # [M, n, N, C]
+        residual = np.stack(self._residual).astype(np.float64)  # [M, n, N, C]
+        return residual[:, np.isfinite(residual).all(axis=(0, 2, 3))]
 
     def curve(self) -> list[tuple[float, float]]:
         """(t, effect on the finished series of the change of the residual from one kept step to the next)."""
@@ -494,6 +504,11 @@ class Drift:
             off = total[i + 1 :] - total[i] - (reached[i + 1 :] - reached[i])[:, None] * residual[i]
             cost[i, i + 1 :] = (self._weight * off**2).sum(axis=(2, 3)).mean(axis=1)
         return cost
+
+
+def _require_finite(count: int, total: int) -> None:
+    """Refuse a model that draws next to nothing but NaN: nothing could be told from that."""
+    require(count >= 4, "the model draws series that are not finite", f"{total - count} of {total}", "train longer")
 
 
 def _counts(most: int) -> list[int]:

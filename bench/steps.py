@@ -78,16 +78,8 @@ def step_costs(model: Model, pytorch: Model | None, batch_size: int, *, rounds: 
                 taken[name].append(step)
                 python[name].append(beside)
     median = {name: float(np.median(values)) for name, values in taken.items()}
-    first = np.array(taken["full"])  # what one full step of the others' first step costs is taken off below
-    for name in ("empty", "coasting", "low"):
-        if name in taken:
-            steps = turns[name][2]
-            taken[name] = [(value * steps - full) / (steps - 1) for value, full in zip(taken[name], first, strict=True)]
-            median[name] = float(np.median(taken[name]))
-    if split is not None:
-        steps = turns["split low"][2]
-        median["split low"] = (median["split low"] * steps - median["split full"]) / (steps - 1)
-    over = {name: float(np.median(first / np.array(values))) for name, values in taken.items()}
+    full = np.array(taken["full"])
+    over = {name: float(np.median(full / np.array(values))) for name, values in taken.items()}
     return StepCosts(
         batch_size=batch_size,
         num_low_tokens=len(low),
@@ -111,11 +103,16 @@ def _coast(steps: int) -> Decision:
 
 
 def _turn(model: Model, decision: Decision, steps: int, batch_size: int) -> tuple[float, float]:
-    """Milliseconds of a step on average over a trajectory, and of these what is not the network."""
+    """Milliseconds of a step on average over a trajectory, and of these what is not the network.
+
+    The first step is a full one: where the others are not, its own network call is taken off.
+    """
     begun = time.perf_counter()
     stats = model.sample(batch_size, steps=steps, solver="ddim", cache=_Script(decision), batch_size=batch_size).stats
     seconds = time.perf_counter() - begun
-    return 1e3 * seconds / steps, 1e3 * (seconds - stats.work.seconds) / steps
+    work, others = stats.work, 0 if decision.event.is_full else 1
+    step = (seconds - others * work.full_seconds) / (steps - others)
+    return 1e3 * step, 1e3 * (seconds - work.seconds) / steps
 
 
 def told(costs: StepCosts) -> str:

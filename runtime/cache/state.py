@@ -26,7 +26,7 @@ from runtime.cache.policy import Decision, Event, Needs, TokenFacts
 from runtime.leaps import Leaps
 from runtime.noise import NoiseStream, uniform
 from runtime.schedule import Schedule
-from runtime.score import Call, ScoreNetwork
+from runtime.score import ScoreNetwork
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -96,7 +96,6 @@ class Trajectory:
         self._scratch = np.empty_like(self.z)
         self._rows = np.arange(batch)[:, None]
         self._all = np.arange(num_tokens)
-        self._written: dict[tuple[int, int, int], Ints] = {}  # the tokens of each partial call, written once
         self._made_z = np.zeros_like(self.z) if needs & Needs.CHANGE else None  # z when a token was recomputed
         shape = (batch, num_tokens, network.d_model)
         self._features = np.zeros(shape, np.float32) if needs & Needs.INTENSITY else None  # z_L
@@ -256,7 +255,9 @@ class Trajectory:
         """
         schedule, here = self._schedule, slice(first, last)
         at = here if tokens is None else (here, tokens) if tokens.ndim == 1 else (self._rows[here], tokens)
-        call = self._call(tokens, first, last)
+        size = len(self._all) if tokens is None else tokens.shape[-1]
+        call = self._network.call(size, first, last, features=self._features is not None)
+        call.token[...] = self._all if tokens is None else tokens
         call.z[...], call.t[...] = self.z[at], schedule.times[i]
         begun = time.perf_counter()
         call.run()
@@ -275,17 +276,6 @@ class Trajectory:
         if self._needs or self._feedback is not None:
             self._note(at, call.token, data, call.hidden, first, last, is_full=tokens is None)
         self.data[at], self._value[at], self.made[at] = data, value, i
-
-    def _call(self, tokens: Ints | None, first: int, last: int) -> Call:
-        """The prepared call, its token numbers written where they are not there already."""
-        size = self.made.shape[1] if tokens is None else tokens.shape[-1]
-        call = self._network.call(size, first, last, features=self._features is not None)
-        key = (size, first, last)
-        if tokens is None or self._written.get(key) is not tokens:
-            call.token[...] = self._all if tokens is None else tokens
-            if tokens is not None:
-                self._written[key] = tokens
-        return call
 
     def _note(
         self, at: Any, tokens: Ints, data: Floats, hidden: Floats | None, first: int, last: int,

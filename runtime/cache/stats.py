@@ -20,7 +20,7 @@ class Stats:
     recomputed: NDArray[np.int64]  # [T, F]: tokens recomputed, by step and frequency, summed over samples
     tokens_per_frequency: NDArray[np.int64]  # [F]
     events: NDArray[np.int64]  # [T, E]: samples by step and event, in the order of `Event`
-    mixed_age: NDArray[np.float64]  # [T, 2]: `age` where samples have done different things; NaN: nowhere
+    age: NDArray[np.float64]  # [T, 2]: mean and largest age of the tokens, of the worst batch; NaN: none yet
     intensity: NDArray[np.float64]  # [T]: mean event intensity of the partial steps; NaN where there was none
     sample_tokens: NDArray[np.int64]  # [n]: tokens recomputed, by sample
     sample_events: NDArray[np.int64]  # [n, E]: steps by sample and event
@@ -39,15 +39,6 @@ class Stats:
     def hit_rate(self) -> float:
         """Share of (step, token) pairs that needed no network, in [0, 1]."""
         return 1.0 - float(self.recomputed.sum()) / (self.num_samples * self.num_tokens * self.num_steps)
-
-    @property
-    def age(self) -> NDArray[np.float64]:
-        """Mean and largest age of the cached tokens after each step, of the worst batch, [T, 2]; NaN: none yet."""
-        steps = np.arange(self.num_steps)
-        made = np.maximum.accumulate(np.where(self.recomputed > 0, steps[:, None], -1))  # [T, F]
-        ages = np.where(made < 0, np.nan, steps[:, None] - made)
-        shared = np.stack([ages @ self.tokens_per_frequency / self.num_tokens, ages.max(axis=1)], axis=1)
-        return np.where(np.isnan(self.mixed_age), shared, self.mixed_age)
 
     @property
     def ideal_speedup(self) -> float:
@@ -118,9 +109,8 @@ class Recorder:
         self._events = np.zeros((num_steps, len(Event)), np.int64)
         self._age = np.full((num_steps, 2), np.nan)
         self._sums = np.zeros((num_steps, 2))  # of intensities, and how many there were
-        self._is_mixed = False  # whether samples have done different things: only then are ages kept step by step
+        self._mixed_from = num_steps  # the step from which on samples, or Re and Im, may have different ages
         self._own = np.zeros((batch, 1 + len(Event)), np.int64)  # tokens and events by sample, where they differ
-        self._counted: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # a set, and its tokens by frequency
         self.work = Work()
         self.cache_bytes = self.state_bytes = 0
 
@@ -130,7 +120,7 @@ class Recorder:
         for decision in listed:
             self._note(i, j, decision, trajectory.batch // len(listed))
         if not isinstance(decisions, Decision):
-            self._is_mixed = True
+            self._mixed_from = min(i, self._mixed_from)
             for own, decision in zip(self._own, decisions, strict=True):
                 own[0] += (
                     len(self._frequency)
@@ -138,7 +128,7 @@ class Recorder:
                     else (0 if decision.tokens is None else len(decision.tokens))
                 )
                 own[1 + _COLUMN[decision.event]] += 1
-        if self._is_mixed:
+        if self._mixed_from <= i and trajectory.made.min() >= 0:
             made = trajectory.made
             self._age[i:j] = np.arange(i, j)[:, None] - np.array([made.mean(), made.min()])
         if trajectory.keeps_intensity:
@@ -151,10 +141,22 @@ class Recorder:
         if decision.event.is_full:
             self._recomputed[i] += batch * self._per_frequency
         elif decision.tokens is not None:
-            if self._counted is None or self._counted[0] is not decision.tokens:
-                counts = np.bincount(self._frequency[decision.tokens], minlength=len(self._per_frequency))
-                self._counted = decision.tokens, counts
-            self._recomputed[i] += batch * self._counted[1]
+            counts = np.bincount(self._frequency[decision.tokens], minlength=len(self._per_frequency))
+            self._recomputed[i] += batch * counts
+            if (counts % self._per_frequency).any():
+                self._mixed_from = min(i, self._mixed_from)
+
+    def age(self) -> NDArray[np.float64]:
+        """Mean and largest age of the tokens of a batch after each step, [T, 2]; NaN before all of them have one."""
+        network = np.flatnonzero(self._recomputed.any(axis=1))  # [S]
+        made = np.where(self._recomputed[network] > 0, network[:, None], np.nan)
+        made = np.fmax.accumulate(made, axis=0)  # [S, F]
+        known = np.full((len(network) + 1, 2), np.nan)  # after so many network steps: mean and least step made at
+        known[1:] = np.stack([made @ self._per_frequency / len(self._frequency), made.min(axis=1)], axis=1)
+        steps = np.arange(self._mixed_from)
+        age = self._age.copy()
+        age[: self._mixed_from] = steps[:, None] - known[np.searchsorted(network, steps, side="right")]
+        return age
 
     def by_sample(self) -> NDArray[np.int64]:
         """Tokens recomputed and steps by event, of each sample of a batch, [B, 1 + E]."""
@@ -169,7 +171,7 @@ class Recorder:
         self._recomputed += batch._recomputed
         self._events += batch._events
         self._sums += batch._sums
-        self._age = np.fmax(self._age, batch._age)
+        self._age = np.fmax(self._age, batch.age())
         self.work = self.work + batch.work
         self.cache_bytes = max(self.cache_bytes, batch.cache_bytes)
         self.state_bytes = max(self.state_bytes, batch.state_bytes)
@@ -184,7 +186,7 @@ class Recorder:
             recomputed=self._recomputed,
             tokens_per_frequency=self._per_frequency,
             events=self._events,
-            mixed_age=self._age,
+            age=self._age,
             intensity=np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0),
             sample_tokens=self._own[:, 0],
             sample_events=self._own[:, 1:],
