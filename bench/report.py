@@ -39,7 +39,7 @@ COLUMNS = (
 )
 MISSING = ""
 TABLE_FILE = "table.md"
-_SOLVER = 1  # the column that may break into lines
+_SOLVER = 1  # the columns up to this one may break into lines
 _NUM_COST = 6  # columns of what a rival is and costs; the others are of quality
 _WIDE = 112  # characters that all columns need side by side
 
@@ -114,7 +114,8 @@ def _table(record: Record, columns: Iterable[int]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index in columns:
         side: Literal["left", "right"] = "right" if index else "left"
-        table.add_column(COLUMNS[index].replace(" ", "\n"), justify=side, no_wrap=index != _SOLVER)
+        title = COLUMNS[index].replace(" ", "\n")
+        table.add_column(title, justify=side, no_wrap=index > _SOLVER, overflow="fold")
     for row in record.rows:
         cells = cells_of(row)
         table.add_row(*(cells[index] for index in columns))
