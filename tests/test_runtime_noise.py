@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import OptionError
-from runtime.noise import NoiseStream, standard_normal
+from runtime.noise import NoiseStream, standard_normal, uniform
 
 
 @settings(max_examples=30)
@@ -57,3 +57,78 @@ def test_another_seed_is_another_draw_and_a_bad_seed_is_refused() -> None:
     assert not np.any(one == two)
     with pytest.raises(OptionError, match="seed must be an integer from 0"):
         standard_normal(-1, np.arange(1), 0, 1, 8)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 8), st.sampled_from([(5, 3, False), (5, 3, True)]),
+       st.integers(0, 2**32))  # fmt: skip
+def test_weighted_noise_is_the_sum_of_its_steps(
+    i: int, length: int, batch: int, kind: tuple[int, int, bool], seed: int
+) -> None:
+    """Whatever the chunks; forwards and back again. Oracle: step(i) by step, in float64; 1e-5."""
+
+    class Chunked(NoiseStream):
+        NORMAL_CHUNK, WORD_CHUNK = 4 * 15, 9 * 15
+
+    num_tokens, num_channels, per_channel = kind
+    j = min(i + length, 25)
+    samples = np.arange(batch) + 3
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((j - i, num_tokens, num_channels if per_channel else 1)).astype(np.float32)
+    start = rng.standard_normal((batch, num_tokens, num_channels)).astype(np.float32)
+    plain = NoiseStream(seed, samples, (num_tokens, num_channels), 25)
+    expected = start.astype(np.float64)
+    for m in range(i, j):
+        expected += weights[m - i].astype(np.float64) * plain.step(m)
+    stream = Chunked(seed, samples, (num_tokens, num_channels), 25)
+    for _ in range(2):
+        out = start.copy()
+        stream.add_weighted(i, j, weights, out)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert np.array_equal(stream.step(i), plain.step(i))  # nothing was written over
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(0, 500), st.integers(1, 70))
+def test_a_uniform_draw_is_of_its_seed_sample_and_step_alone(seed: int, sample: int, step: int, values: int) -> None:
+    """In [0, 1), the same in any batch, and another for another seed, sample or step."""
+    alone = uniform(seed, np.array([sample]), step, values)[0]
+    assert alone.shape == (values,)
+    assert alone.dtype == np.float32
+    assert alone.min() >= 0.0
+    assert alone.max() < 1.0
+    together = uniform(seed, np.array([sample + 1, sample, sample + 2]), step, values)
+    assert np.array_equal(together[1], alone)
+    others = [
+        uniform((seed + 1) % 2**64, np.array([sample]), step, 8),
+        uniform(seed, np.array([sample]), step + 1, 8),
+        uniform(seed, np.array([sample + 1]), step, 8),
+    ]
+    eight = uniform(seed, np.array([sample]), step, 8)[0]
+    for other in others:
+        assert not np.array_equal(other[0], eight)
+        assert np.mean(other[0] == eight) < 0.5  # eight of 2^24 numbers
+
+
+def test_uniform_bits_are_those_of_philox_under_the_second_purpose() -> None:
+    """Oracle: NumPy's Philox with key (seed, 1), 24 high bits of a word each."""
+    seed, sample, step, values = 7, 3, 5, 9
+    blocks = 3  # ceil(9 words / 4)
+    generator = np.random.Philox(key=seed + 2**64, counter=(sample << 64) + step * blocks - 1)
+    expected = (generator.random_raw(values) >> 40) / 2.0**24
+    assert np.array_equal(uniform(seed, np.array([sample]), step, values)[0], expected.astype(np.float32))
+
+
+def test_uniform_draws_are_even_and_independent_of_each_other_and_of_the_noise() -> None:
+    """Mean, variance and correlations within five standard errors of 400,000 draws."""
+    draws = np.stack([uniform(0, np.arange(200), step, 50) for step in range(40)]).astype(np.float64)
+    noise = standard_normal(0, np.arange(200), 0, 40, 50)
+    assert abs(draws.mean() - 0.5) < 5 * np.sqrt(1 / 12 / draws.size)
+    centred = (draws - 0.5) * np.sqrt(12)
+    assert abs((centred**2).mean() - 1) < 5 * np.sqrt((9 / 5 - 1) / draws.size)
+    pairs = [centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1], centred[..., 1:] * centred[..., :-1]]
+    for product in (*pairs, centred * noise, centred * (noise**2 - 1) / np.sqrt(2), (centred**2 - 1) * noise):
+        assert abs(product.mean()) < 5 / np.sqrt(product.size)
+    counts, _ = np.histogram(draws, bins=16, range=(0, 1))
+    expected = draws.size / 16
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
