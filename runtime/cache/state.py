@@ -83,7 +83,9 @@ class Trajectory:
         prior = noise.prior()
         batch, num_tokens, _ = prior.shape
         self._facts, self._network, self._schedule, self._leaps, self._noise = facts, network, schedule, leaps, noise
-        self._needs, self.batch, self._i = needs, batch, 0
+        self.batch, self._i = batch, 0
+        self._is_watched = bool(needs) or feedback > 0  # flags are slow to ask
+        self._sums_impact, self._keeps_surprise = Needs.IMPACT in needs, Needs.SURPRISE in needs
         self.work = Work()
         self.z: Floats = schedule.prior_scale * prior  # [B, N, C]
         self.data = np.zeros_like(self.z)  # the data prediction z0
@@ -186,7 +188,7 @@ class Trajectory:
                 self.z += scratch
         if leap.noise is not None:
             self._noise.add_weighted(i, j, leap.noise, self.z)
-        if self._needs & Needs.IMPACT:
+        if self._sums_impact:
             self._impact += self._schedule.impact[i:j].sum() * self._probe_error
 
     def carry_out(self, i: int, decisions: Decision | Sequence[Decision]) -> None:
@@ -206,7 +208,7 @@ class Trajectory:
             np.multiply(self._schedule.gaussian[i], self.z[first:last], out=self.data[first:last])
             return
         is_full = event.is_full
-        if not predicted and not (is_full and not self._needs & Needs.SURPRISE):
+        if not predicted and not (is_full and not self._keeps_surprise):
             self._predict(i)
         if is_full:
             self._recompute(i, None, first, last)
@@ -228,7 +230,7 @@ class Trajectory:
         if schedule.is_stochastic:
             np.multiply(self._noise.step(i), schedule.step_noise[i], out=scratch)
             self.z += scratch
-        if self._needs & Needs.IMPACT:
+        if self._sums_impact:
             self._impact += schedule.impact[i] * self._probe_error
 
     def _value_at(self, i: int) -> Floats:
@@ -273,7 +275,7 @@ class Trajectory:
             made = self.made[at]
             elapsed = np.where(made < 0, np.inf, schedule.times[i] - schedule.times[made])[..., None]
             self._slope[at] = (value - self._value[at]) / elapsed
-        if self._needs or self._feedback is not None:
+        if self._is_watched:
             self._note(at, call.token, data, call.hidden, first, last, is_full=tokens is None)
         self.data[at], self._value[at], self.made[at] = data, value, i
 
@@ -289,7 +291,7 @@ class Trajectory:
         error = data - self.data[at]
         if is_full:
             self._impact[here] = self._probe_error[here] = self._intensity[here] = 0.0
-            if self._needs & Needs.SURPRISE:
+            if self._keeps_surprise:
                 self._surprise[here] = np.where(self.made[here, 0] < 0, 0.0, _rms(error, weight))
         else:
             self._probe_error[here] = _rms(error, weight)

@@ -122,11 +122,8 @@ class Recorder:
         if not isinstance(decisions, Decision):
             self._mixed_from = min(i, self._mixed_from)
             for own, decision in zip(self._own, decisions, strict=True):
-                own[0] += (
-                    len(self._frequency)
-                    if decision.event.is_full
-                    else (0 if decision.tokens is None else len(decision.tokens))
-                )
+                partial = 0 if decision.tokens is None else len(decision.tokens)
+                own[0] += len(self._frequency) if decision.event.is_full else partial
                 own[1 + _COLUMN[decision.event]] += 1
         if self._mixed_from <= i and trajectory.made.min() >= 0:
             made = trajectory.made
