@@ -14,8 +14,9 @@ In this order, each stage shown by the progress bar:
 4. *The check* on noise that the search has not seen: sliced Wasserstein in the time and in the frequency domain
    within the budget of the bar, no more diverged samples. The first number of refreshes that passes is the plan.
 
-Quality is the distance to real series where there are any (the run's own, or a file), else to what the model itself
-draws with many refreshes from other noise.
+Quality is the distance to real series where there are any (of the run's own, or of a file, the larger of test and
+train part: the plan is compared with the same model uncached, so that having seen them is no advantage), else to
+what the model itself draws with many refreshes from other noise.
 
 Spacings: `power p` puts refresh k of P at t = t_first (1 - k / P)^p, so that 1 is the constant interval and larger p
 looks more often near the end; `logsnr` is even in log(alpha / sigma); `drift` minimises by dynamic programming the
@@ -33,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.quality import paired_error
-from bench.reference import read_reference, reference_from_series
+from bench.reference import Part, read_reference, reference_from_series
 from bench.wasserstein import mean_of_roots, random_directions, sliced_distances
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
@@ -281,7 +282,9 @@ class _Calibration:
     def _choose_judges(self, n: int) -> None:
         """Real series, or the model's own from other noise."""
         if self.options.reference is not None:
-            self.judges, self.judged_by = read_reference(self.options.reference), "real series"
+            parts = [read_reference(self.options.reference, part) for part in (Part.TEST, Part.TRAIN)]
+            self.judges = max(parts, key=lambda part: len(part.series))  # a few series tell plans apart badly
+            self.judged_by = f"{len(self.judges.series)} real series"
         else:
             plan = self._plan(Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR), _BAR_REFRESHES)
             own = self._draw("series that judge", 2 * max(n, 64), plan, seed=self.options.seed + 2 * _HELD_OUT_SEED)

@@ -3,27 +3,36 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gaussian_bundle import real_series, write_gaussian_bundle
 
 from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compare
-from bench.contenders import FEW_STEP_SOLVERS, Contender, Way, fewer_steps
+from bench.contenders import FEW_STEP_SOLVERS, Contender, Way, fewer_steps, prior_of
 from bench.gate import failures_of
 from bench.latency import RaceOptions
 from bench.quality import QualityOptions, judge, mean_sample
 from bench.records import Row, read_records
 from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show, write_results
 from runtime.cache.options import E2CRF
+from runtime.cache.plan import Plan
+from runtime.cli import main
+from runtime.errors import OptionError
+from runtime.output import read_samples, write_samples
 from runtime.sampler import load
+from runtime.sde import VP
 from runtime.solvers import Solver, TimeGrid
 
 QUICK = QualityOptions(num_directions=60, num_resamples=40, interval_directions=30)
+ROUGHLY = QualityOptions(num_directions=256, num_resamples=1, interval_directions=1)  # what rivals are sought by
+PLAN = Plan(source_digest="0" * 64, steps=50, solver=Solver.DDIM, reuse="residual", refreshes=(20, 35, 42))
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,13 @@ def gaussian(tmp_path_factory: pytest.TempPathFactory) -> CompareOptions:
 @pytest.fixture(scope="module")
 def found(gaussian: CompareOptions) -> Comparison:
     return compare(gaussian)
+
+
+@pytest.fixture
+def copied(gaussian: CompareOptions, tmp_path: Path) -> CompareOptions:
+    """The same bench of a copy of the bundle, so that the record beside the first stays as it was."""
+    copy = shutil.copytree(gaussian.bundle, tmp_path / "bundle")
+    return replace(gaussian, bundle=copy, race=RaceOptions(rounds=1))
 
 
 def row(found: Comparison, rival: str) -> Row:
@@ -91,6 +107,59 @@ def test_a_rival_of_equal_quality_is_as_good_and_no_cheaper(found: Comparison) -
     assert (rival.sw_time or 0) < 1.05 * (cached.sw_time or 0)
 
 
+def test_a_rival_of_equal_quality_is_one_on_the_samples_of_the_search_and_the_cheapest(
+    copied: CompareOptions,
+) -> None:
+    """Oracle: the rival drawn again, and all that cost less, judged against the cached samples.
+
+    Two refreshes are perfect here, so that a rival without a cache has to look for its equal among more passes.
+    """
+    options = replace(copied, cache=replace(PLAN, refreshes=(20, 35)), num_samples=200, num_search=150)
+    found = compare(options)
+    target = judge(found.cached.series[:150], found.reference, ROUGHLY)
+    as_good, cached_row = row(found, "fake, fewer steps, as good"), row(found, "fake, E2-CRF")
+    with load(options.bundle, "fake") as model:
+        cached = Contender(Way.CACHED, model, options.cache, 50, Solver.DDIM, 0)  # type: ignore[arg-type]
+
+        def over(solver: str | None, grid: str | None, passes: int) -> float:
+            rival = fewer_steps(cached, Solver(solver or ""), TimeGrid(grid or ""), passes)
+            again = judge(rival.draw(150, 300).series, found.reference, ROUGHLY)
+            in_time, in_frequency = again.time.sliced, again.frequency.sliced
+            return max(in_time / target.time.sliced, in_frequency / target.frequency.sliced)
+
+        assert cached_row.passes == 2
+        assert as_good.passes is not None
+        assert 2 < as_good.passes <= options.most_passes
+        assert over(as_good.solver, as_good.grid, round(as_good.passes)) <= 1 + options.equal_within
+        for passes in range(2, round(as_good.passes)):
+            assert min(over(solver, grid, passes) for solver, grid in FEW_STEP_SOLVERS) > 1 + options.equal_within
+
+
+def test_the_prior_phase_of_a_rival_is_that_of_the_cache(gaussian: CompareOptions) -> None:
+    """Oracle of a plan: alpha of VP at the time of its first refresh, times even from 1 to 1e-5."""
+    with load(gaussian.bundle, "fake") as model:
+        cached = Contender(Way.CACHED, model, E2CRF(K=0, alpha_prior=0.3), 60, Solver.DDIM, 0)
+        assert prior_of(cached) == 0.3
+        assert prior_of(replace(cached, cache=None)) == 0.0
+        t = 1.0 - 20 / 49 * (1.0 - 1e-5)
+        planned = replace(cached, cache=PLAN, steps=50)
+        assert prior_of(planned) == pytest.approx(VP().alpha(t), rel=1e-9)
+        stats = fewer_steps(planned, Solver.DDIM, TimeGrid.QUADRATIC, 3).draw(2, 2).stats
+    assert stats.passes == 3
+    assert stats.event_counts["prior"] > 0
+
+
+def test_a_plan_brings_its_own_steps_and_solver_and_its_rivals_follow(copied: CompareOptions) -> None:
+    planned = compare(replace(copied, cache=PLAN, num_samples=40))
+    rows = {way: row(planned, f"fake, {way}") for way in ("uncached", "E2-CRF", "fixed interval", "stale features")}
+    assert (rows["uncached"].steps, rows["uncached"].solver) == (60, "ancestral")
+    for way in ("E2-CRF", "fixed interval", "stale features"):
+        assert (rows[way].steps, rows[way].solver) == (50, "ddim")
+        assert rows[way].passes == pytest.approx(3, abs=1)
+    assert rows["E2-CRF"].paired_error is None  # of another solver: not from the same noise
+    assert (row(planned, "fake, fewer steps").passes or 0) <= 3
+
+
 def test_plainer_caches_cost_as_much(found: Comparison) -> None:
     cached = row(found, "fake, E2-CRF")
     for way in ("fixed interval", "stale features"):
@@ -110,6 +179,75 @@ def test_fewer_steps_keep_the_prior_phase_and_reuse_nothing(
     assert stats.passes == 12
     assert stats.event_counts.get("reuse", 0) == 0
     assert stats.event_counts["prior"] > 0
+
+
+@pytest.fixture(scope="module")
+def stored(gaussian: CompareOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `sample --uncached` writes."""
+    path = tmp_path_factory.mktemp("stored") / "uncached.npz"
+    settings = ["--uncached", "--steps", "60", "--backend", "fake", "--batch-size", "300"]
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(gaussian.bundle), "-n", "300", *settings, "--out", str(path)])
+    assert not stop.value.code
+    return path
+
+
+def test_uncached_samples_of_a_file_are_worth_what_drawn_ones_are(
+    copied: CompareOptions, found: Comparison, stored: Path
+) -> None:
+    again = compare(replace(copied, uncached=stored))
+    drawn, read = row(found, "fake, uncached"), row(again, "fake, uncached")
+    clock = {"ms_per_sample", "p90_ms_per_sample", "speedup"}
+    for name in set(vars(drawn)) - clock:
+        assert getattr(read, name) == getattr(drawn, name), name
+    assert again.record.loss_time == found.record.loss_time
+    assert set(found.drawn) == {"e2crf", "uncached"}
+    assert set(again.drawn) == {"e2crf"}  # what was there before is not written once more
+
+
+def test_of_a_file_as_many_are_taken_as_asked_for(copied: CompareOptions, found: Comparison, stored: Path) -> None:
+    again = compare(replace(copied, uncached=stored, num_uncached=50))
+    assert np.array_equal(again.uncached, found.uncached[:50])
+    assert row(again, "fake, uncached").num_samples == 50
+    assert row(again, "fake, E2-CRF").num_samples == 300
+    alike = judge(again.cached.series[:50], again.reference, QUICK)
+    uncached = judge(again.uncached, again.reference, QUICK)
+    assert again.record.loss_time.value == pytest.approx(alike.time.sliced / uncached.time.sliced - 1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 1}, "with seed 0, found 1"),
+        ({"steps": 59}, "with steps 60, found 59"),
+        ({"solver": "ddim"}, "with solver ancestral, found 'ddim'"),
+        ({"grid": "logsnr"}, "with grid uniform, found 'logsnr'"),
+        ({"first_sample": 7}, "with first_sample 0, found 7"),
+        ({"source_digest": "1" * 64}, "with source_digest 0000000000.*, found '1111111111"),
+        ({"cache": {"policy": "interval"}}, "with cache None, found {'policy': 'interval'}"),
+    ],
+)
+def test_samples_of_something_else_are_refused(
+    gaussian: CompareOptions, stored: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    series, facts = read_samples(stored)
+    with load(gaussian.bundle, "fake") as model:
+        samples = replace(model.sample(2, steps=3, cache=None), series=series)
+    write_samples(tmp_path / "other.npz", samples, facts | change)
+    with pytest.raises(OptionError, match=f"{says}.*; draw them with `e2crf sample --uncached`"):
+        compare(replace(gaussian, uncached=tmp_path / "other.npz"))
+
+
+def test_a_file_that_holds_no_samples_is_refused_in_a_sentence(gaussian: CompareOptions, tmp_path: Path) -> None:
+    series = real_series(4, 0)
+    np.save(tmp_path / "series.npy", series)
+    np.savez(tmp_path / "bare.npz", series=series)
+    np.savez(tmp_path / "list.npz", series=series, record=np.array("[1, 2]"))
+    np.savez(tmp_path / "words.npz", series=series, record=np.array("not json"))
+    (tmp_path / "empty.npz").touch()
+    for name in ("series.npy", "bare.npz", "list.npz", "words.npz", "empty.npz", "gone.npz"):
+        with pytest.raises(OptionError, match=f"{name} is not a file of samples .*; write one with `e2crf sample`"):
+            compare(replace(gaussian, uncached=tmp_path / name))
 
 
 def test_the_record_on_disk_is_the_record(gaussian: CompareOptions, found: Comparison) -> None:
@@ -236,7 +374,15 @@ def test_all_that_was_made_can_be_kept(found: Comparison, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_samples": 1}, {"batch_size": 0}, {"steps": 1}, {"max_sw_loss": -0.1}, {"part": "validation"}],
+    [
+        {"num_samples": 1},
+        {"batch_size": 0},
+        {"steps": 1},
+        {"max_sw_loss": -0.1},
+        {"part": "validation"},
+        {"num_uncached": 301},
+        {"num_uncached": 1},
+    ],
 )
 def test_options_that_cannot_be_meant_are_an_error(gaussian: CompareOptions, change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"found|the known ones are test, train"):

@@ -3,17 +3,23 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
 
-from runtime.cli import app, main
+from runtime.cache.plan import Plan, read_plan
+from runtime.cli import _warnings_in_words, app, main
+from runtime.errors import CacheWarning
 from tests.tiny import make_bundle, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -27,12 +33,34 @@ def run(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle and its checkpoint, never written to."""
+    folder, _ = make_bundle(tmp_path_factory.mktemp("exported"))
+    return folder.parent
+
+
 @pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle in an empty working folder."""
+def bundle(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that bundle in an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    folder, _ = make_bundle(tmp_path)
-    return folder
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def planned(bundle: Path) -> Plan:
+    """The plan of that bundle, written where it is looked for."""
+    digest = json.loads((bundle / "manifest.json").read_text())["source"]["digest"]
+    plan = Plan(source_digest=digest, steps=20, solver="ddim", refreshes=(8, 14), surprise=(1e6, 1e6))
+    plan.write(bundle / "plan.json")
+    return plan
+
+
+def facts_of(path: str = "samples.npz") -> dict[str, Any]:
+    """The record of a file of samples."""
+    with np.load(path) as file:
+        return dict(json.loads(str(file["record"])))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -101,6 +129,198 @@ def test_bench_prints_a_table_and_json_last_and_keeps_what_it_made(
         path.name for path in Path("out").iterdir()
     }
     assert Path("bundles/tiny/reports/bench.json").is_file()
+
+
+def test_calibrate_writes_a_plan_and_sample_takes_it(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quick = ["--quick", "--minutes", 0.0001, "--budget", 5, "--threads", 1]
+    before = {path.name for path in bundle.iterdir()}
+    assert run("calibrate", "bundle", "--steps", 40, *quick, "--json") == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    result = json.loads(line)
+    plan = read_plan(bundle / "plan.json")
+    assert result["plan"] == "bundle/plan.json"
+    assert result["measured"] == plan.measured
+    assert (plan.measured["met"], plan.steps, plan.solver) == (True, 40, "ddim")
+    assert {path.name for path in bundle.iterdir()} == before | {"plan.json"}
+    assert run("sample", "bundle", "-n", 3) == 0
+    facts = facts_of()
+    assert (facts["steps"], facts["solver"], facts["grid"]) == (40, "ddim", "uniform")
+    assert facts["cache"]["refreshes"] == list(plan.refreshes)
+    assert "measured" not in facts["cache"]
+    assert facts["stats"]["num_steps"] == 40
+    assert facts["stats"]["passes"] >= len(plan.refreshes)
+
+
+def test_calibrate_takes_several_solvers_and_steps_and_another_file(
+    bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    several = ["--steps", "20, 40", "--solver", "ddim, ancestral", "--grid", "quadratic"]
+    assert run("calibrate", "bundle", *several, "--minutes", 0.0001, "--budget", 5, "--out", "other.json") == 0
+    said = capfd.readouterr().out
+    plan = read_plan(Path("other.json"))
+    assert not (bundle / "plan.json").exists()
+    assert said.startswith(f"other.json: {plan.measured['passes']:.4g} passes for {plan.steps} {plan.solver} steps")
+    assert plan.grid == "quadratic"
+    assert run("sample", "bundle", "-n", 2, "--plan", "other.json") == 0
+    assert facts_of()["steps"] == plan.steps
+
+
+def test_calibrate_is_judged_by_the_series_of_the_run_where_they_are(bundle: Path) -> None:
+    real = Path("lightning_logs/tiny/reference.npz")
+    real.parent.mkdir(parents=True)
+    series = np.random.default_rng(0).standard_normal((40, 15, 2)).astype(np.float32)
+    np.savez(real, train=series[:20], test=series[20:])
+    quick = ["--steps", 20, "--minutes", 0.0001, "--budget", 9]
+    assert run("calibrate", "bundle", *quick) == 0
+    assert read_plan(bundle / "plan.json").measured["judges"] == "20 real series"
+    real.unlink()
+    assert run("calibrate", "bundle", *quick) == 0
+    assert read_plan(bundle / "plan.json").measured["judges"] == "the model's own series"
+
+
+def test_a_budget_that_no_plan_meets_writes_nothing_and_says_what_to_do(
+    bundle: Path, planned: Plan, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    closest = replace(planned, measured={"met": False, "passes": 2.0})
+    asked: list[Any] = []
+    monkeypatch.setattr("bench.calibrate.calibrate", lambda options, progress: asked.append(options) or closest)
+    before = (bundle / "plan.json").read_text()
+    assert run("calibrate", "bundle", "--budget", 0) == 1
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    said = " ".join(printed.err.split())
+    assert "no plan of those tried keeps sliced Wasserstein within 0.0%" in said
+    assert "nothing was written: allow a larger --budget, or train longer" in said
+    assert run("calibrate", "bundle", "--out", "other.json", "--json", "--quick", "--minutes", 10) == 1
+    assert [options.minutes for options in asked] == [12.0, 2.0]
+    assert json.loads(capfd.readouterr().out) == {"plan": None, "measured": closest.measured}
+    assert (bundle / "plan.json").read_text() == before
+    assert not Path("other.json").exists()
+
+
+def test_sample_without_options_is_the_plan_of_the_bundle(bundle: Path, planned: Plan) -> None:
+    assert run("sample", "bundle", "-n", 3) == 0
+    facts = facts_of()
+    assert (facts["steps"], facts["solver"]) == (20, "ddim")
+    assert facts["cache"]["refreshes"] == [8, 14]
+    assert facts["stats"]["passes"] == 2
+
+
+def test_uncached_and_plainer_caches_work_beside_a_plan(bundle: Path, planned: Plan) -> None:
+    assert run("sample", "bundle", "-n", 2, "--steps", 9, "--uncached") == 0
+    facts = facts_of()
+    assert (facts["steps"], facts["solver"], facts["cache"]) == (9, "ancestral", None)
+    assert facts["stats"]["passes"] == 9
+    assert run("sample", "bundle", "-n", 2, "--steps", 60, "--overwrite", "--R", 7, "--K", 2) == 0
+    facts = facts_of()
+    assert (facts["cache"]["policy"], facts["cache"]["R"], facts["cache"]["K"]) == ("interval", 7, 2)
+    Path("bundle/plan.json").write_text("{}")  # not even looked at
+    assert run("sample", "bundle", "-n", 2, "--steps", 9, "--overwrite", "--uncached") == 0
+
+
+def test_a_preset_takes_knobs(bundle: Path, planned: Plan) -> None:
+    assert run("sample", "bundle", "-n", 2, "--steps", 30, "--preset", "readme", "--K", 3) == 0
+    facts = facts_of()
+    found = {name: facts["cache"][name] for name in ("policy", "reuse", "K", "R", "tau_0")}
+    assert found == {"policy": "e2crf", "reuse": "feature", "K": 3, "R": 10, "tau_0": 0.1}
+    assert facts["stats"]["events_per_sample"]["first"] == 1
+
+
+def test_a_plan_file_can_be_named(bundle: Path, planned: Plan) -> None:
+    replace(planned, refreshes=(10,), surprise=()).write(Path("other.json"))
+    assert run("sample", "bundle", "-n", 2, "--plan", "other.json") == 0
+    assert facts_of()["cache"]["refreshes"] == [10]
+
+
+def test_warnings_of_the_cache_are_sentences_each_said_once(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("sample", "bundle", "-n", 4, "--batch-size", 2, "--steps", 30, "--R", 1) == 0
+    printed = " ".join(capfd.readouterr().err.split())
+    assert printed.count("warning: the cache never reused anything") == 1
+    assert "raise R" in printed
+    assert "CacheWarning" not in printed
+    assert run("sample", "bundle", "-n", 4, "--steps", 30, "--R", 8, "--overwrite") == 0
+    assert "warning" not in capfd.readouterr().err
+    with _warnings_in_words():
+        for message in ("twice", "once", "twice"):
+            warnings.warn(message, CacheWarning, stacklevel=1)
+    assert capfd.readouterr().err.splitlines() == ["warning: twice", "warning: once"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sample", "bundle", "--steps", "30"], "the plan is for steps 20, found steps 30; calibrate for these"),
+        (["sample", "bundle", "--solver", "ancestral"], "the plan is for solver ddim, found solver ancestral"),
+        (["sample", "bundle", "--grid", "logsnr"], "the plan is for time grid uniform, found time grid logsnr"),
+        (["sample", "bundle", "--plan", "gone.json"], "no plan at gone.json; make one with `e2crf calibrate`"),
+        (["sample", "bundle", "--plan", "foreign.json"], "the plan is for checkpoint ffffffffffff"),
+        (["sample", "bundle", "--plan", "broken.json"], "broken.json is not a plan"),
+        (["sample", "bundle", "--plan", "foreign.json", "--uncached"], "found '--uncached and --plan'"),
+        (["sample", "bundle", "--plan", "foreign.json", "--K", "2"], "found '--plan and --preset or its knobs'"),
+        (["sample", "bundle", "--uncached", "--preset", "paper"], "found '--uncached and --preset or its knobs'"),
+        (["sample", "bundle", "--preset", "nonsense"], "known ones are readme, paper, paper-best"),
+        (["sample", "bundle", "--preset", "paper", "--low-every", "2"], "low_every belongs to policy interval"),
+        (["sample", "bundle", "--tau-0", "0.1"], "tau_0 belongs to policy e2crf"),
+        (["calibrate", "bundle", "--steps", "abc"], "--steps must be whole numbers with commas between, found 'abc'"),
+        (["calibrate", "bundle", "--steps", "20,,30"], "--steps must be whole numbers"),
+        (["calibrate", "bundle", "--steps", "5"], "steps must be at least 10"),
+        (["calibrate", "bundle", "--solver", "rk4"], "known ones are euler_maruyama, ancestral"),
+        (["calibrate", "bundle", "--solver", ""], "unknown solver ''"),
+        (["calibrate", "bundle", "--grid", "cubic"], "unknown time grid 'cubic'"),
+        (["calibrate", "bundle", "--budget", "-1"], "the budget must lie in [0, 10), found -1"),
+        (["calibrate", "bundle", "--budget", "nan"], "found nan"),
+        (["calibrate", "bundle", "--minutes", "0", "--quick"], "minutes must be positive"),
+        (["calibrate", "bundle", "--reference", "gone.npz", "--minutes", "0.0001", "--steps", "10"], "no file gone"),
+        (["calibrate", "gone"], "no bundle at gone"),
+    ],
+)
+def test_wrong_use_of_plans_is_a_sentence_and_exit_code_2(
+    bundle: Path, planned: Plan, capfd: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    replace(planned, source_digest="f" * 64).write(Path("foreign.json"))
+    Path("broken.json").write_text("{")
+    before = sorted(path.name for path in bundle.parent.iterdir())
+    assert run(*arguments) == 2
+    printed = capfd.readouterr()
+    assert says in " ".join(printed.err.split())
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert sorted(path.name for path in bundle.parent.iterdir()) == before
+    assert read_plan(bundle / "plan.json") == planned
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:40],
+        lambda text: "[]",
+        lambda text: text.replace('"schema": 1', '"schema": 99'),
+        lambda text: text.replace('"refreshes"', '"refresh"'),
+        lambda text: text.replace('"steps": 20', '"steps": 3'),
+        lambda text: text.replace('"solver": "ddim"', '"solver": "rk4"'),
+        lambda text: text.replace("1000000.0", '"much"'),
+        lambda text: text.replace("1000000.0", "NaN"),
+        lambda text: text.replace('"guard": 4.0', '"guard": null'),
+        lambda text: text.replace('"steps": 20', '"steps": 20.5'),
+        lambda text: text.replace(" 8,", ' "8",'),
+        lambda text: text.replace(" 8,", " null,"),
+        lambda text: text.replace('"K": 0', '"K": "x"'),
+        lambda text: text.replace('"solver": "ddim"', '"solver": 7'),
+        lambda text: text.replace('"solver": "ddim"', '"solver": []'),
+    ],
+)
+def test_a_broken_plan_of_the_bundle_is_one_sentence(
+    bundle: Path, planned: Plan, capfd: pytest.CaptureFixture[str], spoil: Any
+) -> None:
+    text = (bundle / "plan.json").read_text()
+    assert spoil(text) != text
+    (bundle / "plan.json").write_text(spoil(text))
+    assert run("sample", "bundle", "-n", 2) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count("error: ") == 1
+    assert "plan.json" in said
+    assert "run `e2crf calibrate` again, or remove the file" in said
+    assert not Path("samples.npz").exists()
 
 
 @pytest.mark.parametrize(
