@@ -226,9 +226,9 @@ class _Calibration:
             low_tokens = int(np.count_nonzero(self.model.facts.tokens.frequency < _LOW_FREQUENCIES))
             self.low_price = self._call_seconds(1, low_tokens) / self._call_seconds(1, num_tokens)
         sizes = sizes_for(options.minutes, self.steps, pass_seconds)
+        self._choose_judges(sizes.check)  # first, since a file that cannot be read should not cost minutes
         uncached = self._draw("uncached trajectories", sizes.uncached, None)
         dense, self.drift = self._dense(sizes.uncached)
-        self._choose_judges(sizes.check)
         bar_plan = self._plan(Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR), _BAR_REFRESHES)
         bar_found = self._draw("the bar", sizes.search, bar_plan)
         bar = self._score(bar_found)

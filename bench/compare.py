@@ -206,8 +206,9 @@ class _Bench:
             found = facts.get(name, "nothing")
             require(found == value, f"{path} must hold uncached samples with {name} {value}", found,
                     "draw them with `e2crf sample --uncached` and the settings of the bench")  # fmt: skip
-        series = series[: min(wanted, len(series))]
-        cost = Cost(float(contender.steps), 0.0, int(facts["stats"]["cache_bytes"]))
+        require(len(series) >= min(wanted, 2), f"{path} must hold samples", len(series), "draw more")
+        series = series[:wanted]
+        cost = Cost(float(contender.steps), 0.0, int(facts.get("stats", {}).get("cache_bytes", 0)))
         return _Drawn(contender, series, cost, judge(series, self.reference, self.options.quality))
 
     def rivals(self, cached: _Drawn) -> Iterator[Contender]:

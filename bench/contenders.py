@@ -5,6 +5,7 @@ only the network behind it, the cache and the number of steps differ.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Cache, Reuse, steps_of
+from runtime.errors import CacheWarning
 from runtime.sampler import Model, Samples, StepInfo
 from runtime.sde import process_from_facts
 from runtime.solvers import Solver, TimeGrid, time_grid
@@ -62,16 +64,19 @@ class Contender:
             if progress is not None:
                 progress(f"sampling: {self.name}", done / (n * info.num_steps))
 
-        return self.model.sample(
-            n,
-            steps=self.steps,
-            solver=self.solver,
-            grid=self.grid,
-            seed=self.seed,
-            batch_size=batch_size,
-            cache=self.cache,
-            on_step=None if progress is None else tell,
-        )
+        with warnings.catch_warnings():
+            if self.way is not Way.CACHED:  # nobody chose the knobs of a rival
+                warnings.simplefilter("ignore", CacheWarning)
+            return self.model.sample(
+                n,
+                steps=self.steps,
+                solver=self.solver,
+                grid=self.grid,
+                seed=self.seed,
+                batch_size=batch_size,
+                cache=self.cache,
+                on_step=None if progress is None or self.cache is not None else tell,
+            )
 
 
 FEW_STEP_SOLVERS = (

@@ -250,9 +250,11 @@ def calibrate(
         seed=seed,
         threads=threads,
     )
+    path = out or bundle / PLAN_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)  # before minutes are spent
     with progress_on_terminal() as progress:
         plan = find_plan(options, progress)
-    found, path = plan.measured, out or bundle / PLAN_FILE
+    found = plan.measured
     verdict = f"{found['passes']:.4g} passes for {plan.steps} {plan.solver} steps, refreshes at {plan.refreshes}"
     if not found["met"]:
         _say(f"no plan of those tried keeps sliced Wasserstein within {budget:.1%}; the closest: {verdict}; "
