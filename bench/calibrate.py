@@ -58,6 +58,7 @@ _ALPHAS = (0.1, 0.2, 0.3, 0.45, 0.6)
 _SPACINGS = ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift")
 _MODES = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
 _LEAST_SURPRISE = 1e-3  # in data std: less is rounding, which no guard should look at
+_FINALISTS = 8  # best of a number of refreshes, tried again on more samples
 _CHECKS = 4  # promising plans of a number of refreshes that are checked, the cheapest first
 _HELD_OUT_SEED = 1 << 20  # added to the seed: noise that the search has not seen
 
@@ -110,6 +111,7 @@ class Sizes:
 
     uncached: int
     search: int
+    final: int  # of the search's best
     check: int
 
 
@@ -119,9 +121,10 @@ def sizes_for(minutes: float, steps: int, pass_seconds: float) -> Sizes:
     `pass_seconds` is one full pass of one sample; the divisors are the passes that a stage asks for.
     """
     passes = 60.0 * minutes / 3 / pass_seconds
-    divisors = (1.8 * steps, 400, 2 * _BAR_REFRESHES)
+    divisors = (1.8 * steps, 600, 2 * _BAR_REFRESHES)
     uncached, search, check = (int(passes / divisor) for divisor in divisors)
-    return Sizes(max(8, min(uncached, 256)), max(16, min(search, 256)), max(32, min(check, 1024)))
+    search = max(16, min(search, 128))
+    return Sizes(max(8, min(uncached, 256)), search, 4 * search, max(32, min(check, 1024)))
 
 
 @dataclass(frozen=True)
@@ -230,20 +233,25 @@ class _Calibration:
         uncached = self._draw("uncached trajectories", sizes.uncached, None)
         dense, self.drift = self._dense(sizes.uncached)
         bar_plan = self._plan(Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR), _BAR_REFRESHES)
-        bar_found = self._draw("the bar", sizes.search, bar_plan)
-        bar = self._score(bar_found)
+        bar_found = self._draw("the bar", sizes.final, bar_plan)
+        bars = {n: self._score_series(bar_found.series[:n]) for n in (sizes.search, sizes.final)}
         held_out_bar = self._score(self._draw("the bar on held-out noise", sizes.check, bar_plan, held_out=True))
-        for score, n in ((bar, sizes.search), (held_out_bar, sizes.check)):
+        for n, score in (*bars.items(), (sizes.check, held_out_bar)):
             _require_finite(n if np.isfinite(score.time) else 0, n)
-        found, score, tried = self._search(sizes, bar, held_out_bar)
-        plan = self._with_surprise(found, sizes.search)
-        both = min(sizes.uncached, sizes.search)
+        found, score, tried = self._search(sizes, bars, held_out_bar)
+        plan = self._with_surprise(found, sizes.final)
+        both = min(sizes.uncached, sizes.final)
         same = self._draw("the plan", both, plan).series
         measured = {
             "budget": options.budget,
             "met": score.within(held_out_bar, options.budget),
             "passes": plan.measured["passes"],
-            "num_samples": {"uncached": sizes.uncached, "search": sizes.search, "check": sizes.check},
+            "num_samples": {
+                "uncached": sizes.uncached,
+                "search": sizes.search,
+                "final": sizes.final,
+                "check": sizes.check,
+            },
             "judges": self.judged_by,
             "uncached": self._score(uncached).to_dict(),
             "dense": self._score(dense).to_dict(),
@@ -294,19 +302,23 @@ class _Calibration:
         dim = self.judges.series[0].size
         self.directions = random_directions(256, dim, self.options.seed)
 
-    def _search(self, sizes: Sizes, bar: Score, held_out_bar: Score) -> tuple[Plan, Score, list[dict[str, Any]]]:
+    def _search(
+        self, sizes: Sizes, bars: dict[int, Score], held_out_bar: Score
+    ) -> tuple[Plan, Score, list[dict[str, Any]]]:
         """The plan with the fewest refreshes that passes the check, else the best one that was tried."""
         budget, tried = self.options.budget, list[dict[str, Any]]()
         best: tuple[Plan, Score] | None = None
         candidates = [Candidate(*choice) for choice in product(_ALPHAS, _SPACINGS, _MODES)]
         for count in _counts(self.options.most_refreshes):
-            ranked = self._ranked(candidates, count, sizes.search, bar)
+            ranked = self._ranked(candidates, count, sizes.search, bars[sizes.search])
             candidates = [entry.candidate for entry in ranked[:8]]
             if self.can_split:
                 with_lows = [replace(candidate, lows=lows) for candidate in candidates[:4] for lows in (1, 2)]
-                ranked += self._ranked(with_lows, count, sizes.search, bar)
-            promising = sorted((entry for entry in ranked if entry.over <= budget), key=lambda entry: entry.price)
-            for entry in promising[:_CHECKS] or ranked[:1]:
+                ranked += self._ranked(with_lows, count, sizes.search, bars[sizes.search])
+            finalists = sorted(ranked, key=lambda entry: entry.over)[:_FINALISTS]
+            finalists = [self._rescored(entry, count, sizes.final, bars[sizes.final]) for entry in finalists]
+            promising = sorted((entry for entry in finalists if entry.over <= budget), key=lambda entry: entry.price)
+            for entry in promising[:_CHECKS] or [min(finalists, key=lambda entry: entry.over)]:
                 drawn = self._draw(f"checking {count} refreshes", sizes.check, entry.plan, held_out=True)
                 score = self._score(drawn)
                 tried.append(entry.plan.measured | {"search": entry.over, "held_out": score.over(held_out_bar)})
@@ -316,6 +328,11 @@ class _Calibration:
                     return entry.plan, score, tried
         assert best is not None
         return *best, tried
+
+    def _rescored(self, entry: "_Entry", count: int, n: int, bar: Score) -> "_Entry":
+        """The same on more samples."""
+        drawn = self._draw(f"trying {count} refreshes again", n, entry.plan)
+        return replace(entry, over=self._score(drawn).over(bar))
 
     def _ranked(self, candidates: Sequence[Candidate], count: int, n: int, bar: Score) -> list["_Entry"]:
         """The candidates with so many refreshes, best first; those that come to the same plan once."""

@@ -51,7 +51,7 @@ from runtime.cache.policy import Cache
 from runtime.errors import parse_word, require
 from runtime.output import read_samples
 from runtime.sampler import Auto, Model, Samples, load
-from runtime.solvers import Solver
+from runtime.solvers import Solver, TimeGrid
 
 REPORTS = "reports"
 RECORD_FILE = "bench.json"
@@ -71,9 +71,9 @@ class CompareOptions:
     num_samples: int = 200  # for quality
     uncached: Path | None = None  # uncached samples drawn before, by `e2crf sample --uncached`
     num_uncached: int | None = None  # of them uncached; None: as many
-    num_search: int = 256  # at most, for finding the rival of equal quality
+    num_search: int = 128  # at most, for finding the rival of equal quality
     equal_within: float = 0.02  # a rival is as good if its distance is larger by no more than this share
-    most_passes: int = 24  # of a rival of equal quality
+    most_passes: int = 32  # of a rival of equal quality; also not more than four times the cache's
     sampling_batch: int = 64  # for quality
     batch_size: int = 1  # for cost
     steps: int = 1000
@@ -129,7 +129,7 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         drawn = [uncached, cached, *(bench.draw(rival) for rival in bench.rivals(cached))]
         timings, rounding = bench.time(drawn, None if pytorch is None else pytorch.model)
         progress("timing: steps", 0.0)
-        costs = step_costs(model, None if pytorch is None else pytorch.model, options.batch_size)
+        costs = step_costs(model, options.batch_size)
     few = len(uncached.series)
     alike = judge(cached.series[:few], reference, options.quality)  # as many as uncached ones
     paired = {uncached.contender.name: rounding}
@@ -227,8 +227,9 @@ class _Bench:
         target = judge(cached.series[:count], self.reference, _ROUGHLY)
         least = max(1, math.ceil(cached.cost.passes - 0.01))
         at_equal: Contender | None = None
-        for passes in _counts_from(least, self.options.most_passes):
-            tried = [fewer_steps(cached.contender, solver, grid, passes) for solver, grid in FEW_STEP_SOLVERS]
+        ways: tuple[tuple[Solver, TimeGrid], ...] = FEW_STEP_SOLVERS
+        for passes in _counts_from(least, min(self.options.most_passes, 4 * least)):
+            tried = [fewer_steps(cached.contender, solver, grid, passes) for solver, grid in ways]
             over = []
             for rival in tried:
                 self.progress(f"looking for an equal: {passes} passes", passes / self.options.most_passes)
@@ -238,6 +239,7 @@ class _Bench:
                 )
             best = min(range(len(tried)), key=over.__getitem__)
             at_equal = at_equal or tried[best]
+            ways = tuple(ways[index] for index in sorted(range(len(ways)), key=over.__getitem__)[:2])  # the best two
             if over[best] <= 1 + self.options.equal_within:
                 return at_equal, tried[best]
         assert at_equal is not None
@@ -279,7 +281,7 @@ def _counts_from(least: int, most: int) -> list[int]:
     """Numbers of passes from the cache's own upwards, in growing steps."""
     counts = [least]
     while counts[-1] < most:
-        counts.append(counts[-1] + max(1, counts[-1] // 6))
+        counts.append(counts[-1] + max(1, counts[-1] // 5))
     return counts
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from bench.compare import Comparison
 from bench.contenders import Progress as Tell
+from bench.contenders import Way
 from bench.quality import Loss
 from bench.records import Record, Row, write_whole
 from bench.steps import told
@@ -77,6 +78,8 @@ def notes_of(record: Record) -> list[str]:
         f"Caching changes SW by {_loss(record.loss_time)} in the time domain and by "
         f"{_loss(record.loss_frequency)} in the frequency domain.",
     ]
+    if record.rows and not any(row.rival.endswith(Way.FEWER_AS_GOOD) for row in record.rows):
+        notes.append("No number of few steps up to four times the passes of E2-CRF was as good.")
     if record.steps is not None:
         notes.append(told(record.steps))
     if any((row.measured_steps or 0) < (row.steps or 0) for row in record.rows):

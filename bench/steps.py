@@ -2,6 +2,8 @@
 
 The sampler runs a script instead of a policy, so that its whole loop is in the figures: decision, bookkeeping,
 solver update and, where there is one, the network call. Kinds take turns, and ratios are taken within a round.
+PyTorch is not among them: beside the threads of ONNX Runtime a few steps of it take three times what they take in
+the race of whole trajectories, which is where it is timed.
 """
 
 import time
@@ -23,12 +25,10 @@ class StepCosts:
 
     batch_size: int
     num_low_tokens: int
-    pytorch_full_ms: float | None
     full_ms: float
     low_ms: float | None  # None: the network has no K/V
     empty_ms: float
     coasting_ms: float  # a step among many that are taken at once
-    full_over_pytorch: float | None
     full_over_low: float | None
     full_over_empty: float
     python_of_full_ms: float  # what is not the network call
@@ -55,8 +55,8 @@ class _Script:
         return policy
 
 
-def step_costs(model: Model, pytorch: Model | None, batch_size: int, *, rounds: int = 5) -> StepCosts:
-    """Measure the steps of a model at a batch size; `pytorch` is the same model on the PyTorch baseline."""
+def step_costs(model: Model, batch_size: int, *, rounds: int = 5) -> StepCosts:
+    """Measure the steps of a model at a batch size."""
     few = 40 if batch_size == 1 else 4  # network steps of one turn
     many = 400 if batch_size == 1 else 100  # steps without
     low = np.flatnonzero(model.facts.tokens.frequency < LOW_FREQUENCIES).astype(np.int64)
@@ -67,8 +67,6 @@ def step_costs(model: Model, pytorch: Model | None, batch_size: int, *, rounds: 
     turns = {name: (model, *kind) for name, kind in kinds.items()}
     if split is not None:
         turns |= {f"split {name}": (split, *kinds[name]) for name in ("full", "low")}
-    if pytorch is not None:
-        turns["pytorch"] = (pytorch, REFRESH, few // 4)
     taken: dict[str, list[float]] = {name: [] for name in turns}
     python: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds + 1):  # the first round allocates and compiles
@@ -83,12 +81,10 @@ def step_costs(model: Model, pytorch: Model | None, batch_size: int, *, rounds: 
     return StepCosts(
         batch_size=batch_size,
         num_low_tokens=len(low),
-        pytorch_full_ms=median.get("pytorch"),
         full_ms=median["full"],
         low_ms=median.get("low"),
         empty_ms=median["empty"],
         coasting_ms=median["coasting"],
-        full_over_pytorch=over.get("pytorch"),
         full_over_low=over.get("low"),
         full_over_empty=over["empty"],
         python_of_full_ms=float(np.median(python["full"])),
@@ -122,8 +118,6 @@ def told(costs: StepCosts) -> str:
         return f"{value:.3g} ms" if value >= 0.1 else f"{1e3 * value:.3g} µs"
 
     parts = [f"full {ms(costs.full_ms)}"]
-    if costs.pytorch_full_ms is not None and costs.full_over_pytorch is not None:
-        parts[0] += f" ({costs.full_over_pytorch:.2f} of PyTorch's {ms(costs.pytorch_full_ms)})"
     if costs.low_ms is not None and costs.full_over_low is not None and costs.python_of_low_ms is not None:
         parts.append(
             f"{costs.num_low_tokens} tokens {ms(costs.low_ms)} (1/{costs.full_over_low:.3g}), "

@@ -25,7 +25,7 @@ from export.manifest import Manifest, read_manifest
 from runtime.backends.base import Backend, open_backend
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import PLAN_FILE, Plan, read_plan
-from runtime.cache.policy import Cache, Decision, Reuse, TokenFacts, steps_of
+from runtime.cache.policy import Cache, Decision, Reuse, Step, TokenFacts, steps_of
 from runtime.cache.state import ModelFacts, Trajectory
 from runtime.cache.stats import Recorder, Stats
 from runtime.errors import CacheWarning, parse_word, require
@@ -94,6 +94,7 @@ class Model:
         tokens = TokenFacts(np.asarray(manifest.tokens.frequency, np.int64), self._obstacle())
         energy = np.square(np.asarray(manifest.standardisation.std))
         self.facts = ModelFacts(tokens, (energy / energy.sum()).astype(np.float32))
+        self._plan: tuple[int, Plan] | None = None  # as last read, and when the file was written
         self._tables = lru_cache(maxsize=8)(partial(_tables, manifest))
 
     def _obstacle(self) -> str | None:
@@ -103,15 +104,18 @@ class Model:
             return f"a {self.manifest.network.backbone} network on backend {self.backend.name} has no K/V cache"
         return None
 
-    def schedule(self, solver: Solver, steps: int, grid: TimeGrid, reuse: Reuse) -> tuple[Schedule, Leaps]:
+    def schedule(self, solver: Solver, steps: int, grid: TimeGrid, reuse: Reuse) -> tuple[Schedule, Leaps, list[Step]]:
         """The tables of a trajectory, made once."""
         return self._tables(solver, steps, grid, reuse)
 
     def plan(self) -> Plan | None:
         """The plan of the bundle, None if it has none; a `PlanError` if the file is broken."""
-        if self.bundle is None or not (self.bundle / PLAN_FILE).exists():
+        if self.bundle is None or not (path := self.bundle / PLAN_FILE).exists():
             return None
-        return read_plan(self.bundle / PLAN_FILE)
+        version = path.stat().st_mtime_ns
+        if self._plan is None or self._plan[0] != version:
+            self._plan = version, read_plan(path)
+        return self._plan[1]
 
     def score(self, z: NDArray[np.floating], t: NDArray[np.floating]) -> NDArray[np.float32]:
         """The network itself, uncached: z [B, N, C] standardised, t [B] in (0, 1] -> score [B, N, C]."""
@@ -227,12 +231,11 @@ class _Run:
     """One `sample` call: what its batches have in common."""
 
     def __init__(self, model: Model, settings: Settings, seed: int, on_step: OnStep | None) -> None:
-        manifest, cache = model.manifest, settings.cache
+        cache = settings.cache
         reuse = parse_word(Reuse, cache.reuse, "reuse mode")
-        process = process_from_facts(manifest.diffusion.process, manifest.diffusion.parameters)
         self._model, self._seed, self._on_step, self._cache = model, seed, on_step, cache
-        self._schedule, self._leaps = model.schedule(settings.solver, settings.steps, settings.grid, reuse)
-        self._steps = steps_of(process, self._schedule.times)
+        tables = model.schedule(settings.solver, settings.steps, settings.grid, reuse)
+        self._schedule, self._leaps, self._steps = tables
         self._policy = cache.concrete(model.facts.tokens, self._steps)
         self._linear = reuse.is_linear
         self.recorder = Recorder(model.facts.tokens.frequency, settings.steps)
@@ -277,9 +280,12 @@ def _event_of(decisions: Decision | Sequence[Decision]) -> str:
     return ", ".join(dict.fromkeys(decision.event for decision in decisions))
 
 
-def _tables(manifest: Manifest, solver: Solver, steps: int, grid: TimeGrid, reuse: Reuse) -> tuple[Schedule, Leaps]:
+def _tables(
+    manifest: Manifest, solver: Solver, steps: int, grid: TimeGrid, reuse: Reuse
+) -> tuple[Schedule, Leaps, list[Step]]:
     schedule = schedule_of(manifest, solver, steps, grid, reuse)
-    return schedule, Leaps(schedule)
+    process = process_from_facts(manifest.diffusion.process, manifest.diffusion.parameters)
+    return schedule, Leaps(schedule), steps_of(process, schedule.times)
 
 
 def _num_diverged(z: NDArray[np.float32]) -> int:

@@ -27,7 +27,7 @@ from tests.tiny import gaussian, make_bundle
 
 STEPS = 60
 SHORTEST = 1e-5  # minutes in which every stage draws as few samples as it may
-FEWEST = Sizes(uncached=8, search=16, check=32)
+FEWEST = Sizes(uncached=8, search=16, final=64, check=32)
 SPACINGS = ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift")
 
 
@@ -100,7 +100,7 @@ def test_what_was_measured_is_told(begun: tuple[_Calibration, Plan]) -> None:
         "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out", "paired_bar_to_dense", "paired_plan_to_dense",
         "drift", "tried", "seconds",
     }  # fmt: skip
-    assert told["num_samples"] == {"uncached": 8, "search": 16, "check": 32}
+    assert told["num_samples"] == {"uncached": 8, "search": 16, "final": 64, "check": 32}
     for name in ("uncached", "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out"):
         assert set(told[name]) == {"sw_time", "sw_frequency", "num_diverged"}
         assert told[name]["sw_time"] > 0
@@ -504,11 +504,11 @@ def test_more_minutes_are_more_samples_and_never_fewer_than_the_least() -> None:
     minutes = (1e-9, 1e-3, 0.1, 1.0, 10.0, 100.0, 1e4)
     sizes = [sizes_for(m, 1000, 1e-3) for m in minutes]
     assert sizes[0] == FEWEST
-    assert sizes[-1] == Sizes(256, 256, 1024)
+    assert sizes[-1] == Sizes(256, 128, 512, 1024)
     for stage in ("uncached", "search", "check"):
         counts = [getattr(size, stage) for size in sizes]
         assert counts == sorted(counts)
-    assert sizes_for(10.0, 1000, 1e-3) == Sizes(111, 256, 1024)  # 200 s at 1 ms are 200,000 passes, 1800 a sample
+    assert sizes_for(10.0, 1000, 1e-3) == Sizes(111, 128, 512, 1024)  # 200 s at 1 ms are 200,000 passes, 1800 a sample
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def gaussian(tmp_path_factory: pytest.TempPathFactory) -> CompareOptions:
         race=RaceOptions(rounds=2),
         quality=QUICK,
         max_sw_loss=0.05,
+        equal_within=0.15,  # 128 samples of another solver
     )
 
 
@@ -104,7 +105,7 @@ def test_a_rival_of_equal_quality_is_as_good_and_no_cheaper(found: Comparison) -
     assert rival.passes is not None
     assert cached.passes is not None
     assert rival.passes >= cached.passes - 1
-    assert (rival.sw_time or 0) < 1.05 * (cached.sw_time or 0)
+    assert (rival.sw_time or 0) < 1.2 * (cached.sw_time or 0)
 
 
 def test_a_rival_of_equal_quality_is_one_on_the_samples_of_the_search_and_the_cheapest(

@@ -23,27 +23,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_every_kind_of_step_costs_something_and_a_full_one_most(folder: Path, batch_size: int) -> None:
     with load(folder, threads=1) as model:
-        costs = step_costs(model, None, batch_size, rounds=3)
+        costs = step_costs(model, batch_size, rounds=3)
     assert (costs.batch_size, costs.num_low_tokens) == (batch_size, 5)
-    without_torch = {"pytorch_full_ms", "full_over_pytorch"}
     for one in fields(StepCosts):
-        value = getattr(costs, one.name)
-        assert (value is None) == (one.name in without_torch), one.name
-        assert value is None or value > 0, one.name
+        assert getattr(costs, one.name) > 0, one.name
     assert costs.full_ms > 3 * costs.empty_ms  # 20 times on an idle machine
     assert costs.full_over_empty > 3
     assert costs.full_ms > 3 * costs.coasting_ms  # 50 times
     assert (costs.low_ms or 0) > costs.empty_ms
-    assert costs.python_of_full_ms < costs.full_ms
-
-
-def test_pytorch_is_one_more_column(folder: Path) -> None:
-    """The model itself in its place: it costs what it costs."""
-    with load(folder, threads=1) as model:
-        costs = step_costs(model, model, 1, rounds=3)
-    assert costs.full_over_pytorch == pytest.approx(1.0, rel=0.7)  # short turns of a busy machine
-    assert costs.pytorch_full_ms is not None
-    assert "of PyTorch's" in told(costs)
 
 
 def test_calls_of_uneven_length_leave_no_step_cheaper_than_nothing(tmp_path: Path) -> None:
@@ -56,7 +43,7 @@ def test_calls_of_uneven_length_leave_no_step_cheaper_than_nothing(tmp_path: Pat
             return run(graph, feeds)
 
         model.backend.run = uneven  # type: ignore[method-assign]
-        costs = step_costs(model, None, 2, rounds=2)
+        costs = step_costs(model, 2, rounds=2)
     assert costs.full_ms > 20
     assert 0 < costs.coasting_ms < 0.1  # the one call of 100 steps is 0.2 ms a step
     assert 0 < costs.empty_ms < 0.15
@@ -65,8 +52,8 @@ def test_calls_of_uneven_length_leave_no_step_cheaper_than_nothing(tmp_path: Pat
 
 def test_a_network_without_kv_has_no_partial_steps(tmp_path: Path) -> None:
     with load(write_gaussian_bundle(tmp_path / "bundle"), "fake") as model:
-        costs = step_costs(model, None, 1, rounds=1)
-    for name in ("low_ms", "full_over_low", "python_of_low_ms", "split_full_ms", "split_low_ms", "pytorch_full_ms"):
+        costs = step_costs(model, 1, rounds=1)
+    for name in ("low_ms", "full_over_low", "python_of_low_ms", "split_full_ms", "split_low_ms"):
         assert getattr(costs, name) is None
     sentence = told(costs)
     assert sentence.startswith("Steps of a batch of 1: full ")
@@ -79,12 +66,10 @@ def test_all_figures_are_told() -> None:
     costs = StepCosts(
         batch_size=4,
         num_low_tokens=5,
-        pytorch_full_ms=30.0,
         full_ms=20.0,
         low_ms=2.5,
         empty_ms=0.04,
         coasting_ms=0.003,
-        full_over_pytorch=0.66,
         full_over_low=8.0,
         full_over_empty=500.0,
         python_of_full_ms=0.5,
@@ -93,7 +78,7 @@ def test_all_figures_are_told() -> None:
         split_low_ms=4.5,
     )
     assert told(costs) == (
-        "Steps of a batch of 4: full 20 ms (0.66 of PyTorch's 30 ms); "
+        "Steps of a batch of 4: full 20 ms; "
         "5 tokens 2.5 ms (1/8), of which outside the network 0.123 ms; "
         "empty 40 µs (1/500); empty among many 3 µs; by split graphs full 25 ms, few tokens 4.5 ms."
     )
