@@ -13,7 +13,8 @@ from gaussian_bundle import real_series, write_gaussian_bundle
 from numpy.typing import NDArray
 
 import bench.calibrate
-from bench.calibrate import CalibrateOptions, Candidate, Drift, Score, Sizes, _Calibration, calibrate, sizes_for
+from bench.calibrate import CalibrateOptions, Candidate, Score, Sizes, _Calibration, calibrate, sizes_for
+from bench.drift import Drift
 from bench.wasserstein import mean_of_roots, sliced_distances
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan, read_plan
