@@ -310,6 +310,10 @@ class _Calibration:
         best: tuple[Plan, Score] | None = None
         candidates = [Candidate(*choice) for choice in product(_ALPHAS, _SPACINGS, _MODES)]
         for count in _counts(self.options.most_refreshes):
+            if tried and time.perf_counter() - self.begun > max(
+                60.0, 90.0 * self.options.minutes
+            ):  # half as long again
+                break
             ranked = self._ranked(candidates, count, sizes.search, bars[sizes.search])
             candidates = [entry.candidate for entry in ranked[:8]]
             if self.can_split:
