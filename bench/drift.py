@@ -8,6 +8,7 @@ refreshes by dynamic programming (Bellman 1957) over pairs of neighbouring ones.
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.leaps import later_products
 from runtime.sampler import StepInfo
 from runtime.schedule import Schedule
 
@@ -29,9 +30,7 @@ class Drift:
         self._residual: list[NDArray[np.float32]] = []  # by kept step
         data = schedule.step_data[:, None, None].astype(np.float64)
         factors = schedule.step_latent[:, None, None] + data * schedule.gaussian
-        later = np.ones_like(factors)
-        later[:-1] = np.cumprod(factors[:0:-1], axis=0)[::-1]
-        reach = np.cumsum(data * later, axis=0)  # [T, N, C]
+        reach = np.cumsum(data * later_products(factors), axis=0)  # [T, N, C]
         self._reach = np.diff(reach[np.append(self._kept[1:], steps) - 1], axis=0, prepend=0.0)  # by kept step
         self._before: NDArray[np.float32] | None = None  # z before the step to come
 

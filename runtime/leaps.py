@@ -51,9 +51,7 @@ class Leaps:
         from_latent = (schedule.gaussian if prior else schedule.from_latent)[i:j]  # [j - i, N, C]
         step_data = schedule.step_data[i:j, None, None].astype(np.float64)
         factors = schedule.step_latent[i:j, None, None] + step_data * from_latent
-        # What becomes of a unit that enters after step m: the product of the later factors, [j - i, N, C].
-        later = np.ones_like(factors)
-        later[:-1] = np.cumprod(factors[:0:-1], axis=0)[::-1]
+        later = later_products(factors)
         latent = factors[0] * later[0]
         noise = schedule.step_noise[i:j] * later if schedule.is_stochastic else None
         if prior:
@@ -66,6 +64,13 @@ class Leaps:
             _narrow((enters * elapsed).sum(axis=0)),
             None if noise is None else _narrow(noise),
         )
+
+
+def later_products(factors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What becomes of a unit that enters after each step: the product of the later factors, [T, ...]."""
+    later = np.ones_like(factors)
+    later[:-1] = np.cumprod(factors[:0:-1], axis=0)[::-1]
+    return later
 
 
 def _narrow(values: NDArray[np.floating]) -> Table:
