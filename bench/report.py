@@ -79,9 +79,7 @@ def notes_of(record: Record) -> list[str]:
         f"{_loss(record.loss_frequency)} in the frequency domain.",
     ]
     if record.rows and not any(row.rival.endswith(Way.FEWER_AS_GOOD) for row in record.rows):
-        notes.append(
-            "The best two ways of taking few steps were not as good at up to four times the passes."
-        )
+        notes.append("The best two ways of taking few steps were not as good at up to four times the passes.")
     if record.steps is not None:
         notes.append(told(record.steps))
     if any((row.measured_steps or 0) < (row.steps or 0) for row in record.rows):
