@@ -44,7 +44,7 @@ from bench.machine import describe_machine
 from bench.quality import Quality, QualityOptions, floor, judge, loss, mean_sample, paired_error
 from bench.records import Record, Row, now, plain, write_records
 from bench.reference import Part, Reference, Series, read_reference
-from bench.steps import step_costs
+from bench.steps import step_costs_apart
 from export.manifest import Manifest
 from runtime.backends.base import BackendName
 from runtime.cache.plan import Plan
@@ -129,8 +129,8 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         cached = bench.draw(cached_first)
         drawn = [uncached, cached, *(bench.draw(rival) for rival in bench.rivals(cached))]
         timings, rounding = bench.time(drawn, None if pytorch is None else pytorch.model)
-        progress("timing: steps", 0.0)
-        costs = step_costs(model, options.batch_size)
+    progress("timing: steps", 0.0)
+    costs = step_costs_apart(options.bundle, options.backend, options.threads, options.batch_size)
     few = len(uncached.series)
     alike = judge(cached.series[:few], reference, options.quality)  # as many as uncached ones
     paired = {uncached.contender.name: rounding}

@@ -11,7 +11,8 @@ was drawn before it.
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
 from functools import lru_cache, partial
@@ -96,6 +97,7 @@ class Model:
         self.facts = ModelFacts(tokens, (energy / energy.sum()).astype(np.float32))
         self._plan: tuple[int, Plan] | None = None  # as last read, and when the file was written
         self._tables = lru_cache(maxsize=8)(partial(_tables, manifest))
+        self._idle: dict[int, ScoreNetwork] = {}  # by batch size: buffers and prepared calls that no run is using
 
     def _obstacle(self) -> str | None:
         if self.manifest.diffusion.domain == "time":
@@ -107,6 +109,18 @@ class Model:
     def schedule(self, solver: Solver, steps: int, grid: TimeGrid, reuse: Reuse) -> tuple[Schedule, Leaps, list[Step]]:
         """The tables of a trajectory, made once."""
         return self._tables(solver, steps, grid, reuse)
+
+    @contextmanager
+    def network(self, batch: int) -> Iterator[ScoreNetwork]:
+        """Caches and prepared calls for one batch, empty; kept afterwards for the next batch of that size."""
+        network = self._idle.pop(batch, None)  # whoever else samples with this model meanwhile gets another one
+        if network is None:
+            network = ScoreNetwork(self.manifest, self.backend, batch, self.graphs)
+        else:
+            network.reset()
+        yield network
+        self._idle.clear()  # one is enough: batches of one size follow each other
+        self._idle[batch] = network
 
     def plan(self) -> Plan | None:
         """The plan of the bundle, None if it has none; a `PlanError` if the file is broken."""
@@ -124,10 +138,11 @@ class Model:
         require(z.shape == expected and len(z) > 0, f"z must have the shape (B, {expected[1]}, {expected[2]})",
                 z.shape, "standardise and transform the series first")  # fmt: skip
         require(t.shape == (len(z),), f"t must have the shape ({len(z)},)", t.shape, "give one time per sample")
-        call = ScoreNetwork(self.manifest, self.backend, len(z), self.graphs).call(network.num_tokens)
-        call.z[...], call.t[...] = z, t
-        call.run()
-        return call.score
+        with self.network(len(z)) as prepared:
+            call = prepared.call(network.num_tokens)
+            call.z[...], call.t[...] = z, t
+            call.run()
+            return call.score.copy()
 
     def sample(
         self,
@@ -202,6 +217,7 @@ class Model:
 
     def close(self) -> None:
         """Free the backend."""
+        self._idle.clear()
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -244,33 +260,37 @@ class _Run:
         """Samples first .. first + size - 1 as standardised tokens [size, N, C]."""
         model, num_steps = self._model, len(self._steps)
         recorder = Recorder(model.facts.tokens.frequency, num_steps, size)
-        network = ScoreNetwork(model.manifest, model.backend, size, model.graphs)
         shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
         noise = NoiseStream(self._seed, np.arange(first, first + size), shape, num_steps)
-        trajectory = Trajectory(
-            model.facts, network, self._schedule, self._leaps, noise,
-            linear=self._linear, needs=self._cache.needs, feedback=self._cache.feedback,
-        )  # fmt: skip
-        recorder.cache_bytes = network.cache_bytes
+        with model.network(size) as network:
+            trajectory = Trajectory(
+                model.facts, network, self._schedule, self._leaps, noise,
+                linear=self._linear, needs=self._cache.needs, feedback=self._cache.feedback,
+            )  # fmt: skip
+            i = 0
+            while i < num_steps:
+                i = self._step(i, first, trajectory, recorder)
+            recorder.cache_bytes = network.cache_bytes
         recorder.state_bytes = trajectory.state_bytes
-        i = 0
-        while i < num_steps:
-            decisions = self._policy(self._steps[i], trajectory.at(i))
-            j = i + 1
-            if self._on_step is None and isinstance(decisions, Decision) and trajectory.can_coast(decisions):
-                j = decisions.until
-                trajectory.coast(i, j, decisions.event)
-            else:
-                trajectory.carry_out(i, decisions)
-                trajectory.advance(i)
-            recorder.record(i, j, decisions, trajectory)
-            if self._on_step is not None:
-                step, event = self._steps[i], _event_of(decisions)
-                self._on_step(StepInfo(first, size, i, step.num_steps, step.t, event, trajectory.z, trajectory.data))
-            i = j
         recorder.work = trajectory.work
         self.recorder.add(recorder)  # only now: an interrupted batch leaves no trace
         return trajectory.z
+
+    def _step(self, i: int, first: int, trajectory: Trajectory, recorder: Recorder) -> int:
+        """Take step i, or the run of steps from it that need no network; the step that comes next."""
+        decisions, j = self._policy(self._steps[i], trajectory.at(i)), i + 1
+        if self._on_step is None and isinstance(decisions, Decision) and trajectory.can_coast(decisions):
+            j = decisions.until
+            trajectory.coast(i, j, decisions.event)
+        else:
+            trajectory.carry_out(i, decisions)
+            trajectory.advance(i)
+        recorder.record(i, j, decisions, trajectory)
+        if self._on_step is not None:
+            step, event = self._steps[i], _event_of(decisions)
+            size, z, data = trajectory.batch, trajectory.z, trajectory.data
+            self._on_step(StepInfo(first, size, i, step.num_steps, step.t, event, z, data))
+        return j
 
 
 def _event_of(decisions: Decision | Sequence[Decision]) -> str:

@@ -19,6 +19,7 @@ from runtime.backends.base import Backend
 from runtime.errors import OptionError
 
 Buffers = dict[str, NDArray[Any]]
+_KEPT = 256  # prepared calls that are remembered: a plan needs two, samples that go their own ways some dozen
 
 
 class Graphs(StrEnum):
@@ -59,7 +60,7 @@ class ScoreNetwork:
         layers = range(network.num_layers if self.has_cache else 0)
         self.keys = [np.zeros(shape, np.float32) for _ in layers]
         self.values = [np.zeros(shape, np.float32) for _ in layers]
-        self._calls: dict[tuple[int, int, int], Call] = {}
+        self._calls: dict[tuple[int, int, int, bool], Call] = {}
 
     @property
     def cache_bytes(self) -> int:
@@ -72,14 +73,21 @@ class ScoreNetwork:
         return self._manifest.network.d_model
 
     def call(self, num_tokens: int, first: int = 0, last: int | None = None, *, features: bool = False) -> Call:
-        """The prepared call for S = `num_tokens` of samples first .. last - 1; the same object every time.
+        """The prepared call for S = `num_tokens` of samples first .. last - 1; the same object while it is in use.
 
-        Without K/V only all samples and all tokens can be asked for; `features` must stay the same.
+        Without K/V only all samples and all tokens can be asked for.
         """
-        key = (num_tokens, first, self._batch if last is None else last)
+        key = (num_tokens, first, self._batch if last is None else last, features)
         if key not in self._calls:
-            self._calls[key] = self._prepare(*key, features)
+            if len(self._calls) >= _KEPT:
+                self._calls.clear()
+            self._calls[key] = self._prepare(*key)
         return self._calls[key]
+
+    def reset(self) -> None:
+        """Forget the keys and values, for another batch; the prepared calls stay."""
+        for array in (*self.keys, *self.values):
+            array.fill(0.0)
 
     def _prepare(self, num_tokens: int, first: int, last: int, features: bool) -> Call:
         network = self._manifest.network

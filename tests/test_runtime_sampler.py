@@ -1,6 +1,7 @@
 """What the sampler promises about batches, caching and counting, on real bundles in ONNX Runtime."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,31 @@ def test_nothing_leaks_from_one_trajectory_into_the_next(tiny: tuple[Model, Chec
     first = model.sample(4, steps=15, seed=1, cache=E2CRF(R=5)).series
     model.sample(9, steps=8, seed=2, cache=E2CRF(R=3, K=0))
     assert np.array_equal(first, model.sample(4, steps=15, seed=1, cache=E2CRF(R=5)).series)
+
+
+def test_a_second_call_binds_nothing_anew_and_other_threads_do_not_meet(
+    tiny: tuple[Model, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bound = tiny[0], list[str]()
+    bind = model.backend.bind
+    cache = E2CRF(R=5, K=2, low_every=2)
+    alone = [model.sample(2, steps=20, seed=seed, cache=cache).series for seed in range(6)]
+    monkeypatch.setattr(model.backend, "bind", lambda graph, *buffers: bound.append(graph) or bind(graph, *buffers))
+    for _ in range(3):
+        model.sample(2, steps=20, cache=cache)
+    assert bound == []
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda seed: model.sample(2, steps=20, seed=seed, cache=cache).series, range(6)))
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_prepared_calls_do_not_pile_up(tiny: tuple[Model, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.score._KEPT", 3)
+    with tiny[0].network(8) as network:
+        for last in range(1, 9):
+            call = network.call(tiny[0].manifest.network.num_tokens, 0, last)
+            assert call is network.call(tiny[0].manifest.network.num_tokens, 0, last)
+            assert len(network._calls) <= 3
 
 
 def test_step_and_split_graphs_draw_the_same_samples(tmp_path: Path) -> None:

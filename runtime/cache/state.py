@@ -14,7 +14,7 @@ network call over its own slice of the caches: nothing is gathered or copied.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -54,7 +54,14 @@ class Work:
     full_seconds: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Work(
+            self.calls + other.calls,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            self.full_calls + other.full_calls,
+            self.full_tokens + other.full_tokens,
+            self.full_seconds + other.full_seconds,
+        )
 
     def add(self, tokens: int, seconds: float, *, is_full: bool) -> None:
         """Count one call."""

@@ -1,6 +1,8 @@
 """What was recomputed, when, and what it saved."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,93 +102,121 @@ _COLUMN = {event: column for column, event in enumerate(Event)}
 
 
 class Recorder:
-    """Collects what the batches of one `sample` call did."""
+    """Collects what the batches of one `sample` call did: a few notes for each stretch of steps, drawn up at the end.
+
+    Most steps of most plans do nothing, so what is noted is by stretch and not by step.
+    """
 
     def __init__(self, frequency: NDArray[np.int64], num_steps: int, batch: int = 0) -> None:
-        self._frequency = frequency
+        self._frequency, self._num_steps, self._batch = frequency, num_steps, batch
         self._per_frequency = np.bincount(frequency)
-        self._recomputed = np.zeros((num_steps, len(self._per_frequency)), np.int64)
-        self._events = np.zeros((num_steps, len(Event)), np.int64)
-        self._age = np.full((num_steps, 2), np.nan)
+        self._recomputed: dict[int, NDArray[np.int64]] = {}  # by step: tokens of each frequency, over samples
+        self._events: dict[tuple[int, int, int], int] = {}  # by first step, step after the last and event: samples
+        self._mixed_ages: list[tuple[int, int, NDArray[np.float64]]] = []  # of the steps from `_mixed_from` on
+        self._age = np.full((num_steps, 2), np.nan)  # after each step, of the worst finished batch
         self._sums = np.zeros((num_steps, 2))  # of intensities, and how many there were
         self._mixed_from = num_steps  # the step from which on samples, or Re and Im, may have different ages
-        self._own = np.zeros((batch, 1 + len(Event)), np.int64)  # tokens and events by sample, where they differ
+        self._own: NDArray[np.int64] | None = None  # [B, 1 + E] tokens and events by sample, where they differ
+        self._by_sample: list[NDArray[np.int64]] = []  # the same in all, of the finished batches
         self.work = Work()
         self.cache_bytes = self.state_bytes = 0
 
     def record(self, i: int, j: int, decisions: Decisions, trajectory: Trajectory) -> None:
         """Note what was decided for steps i .. j - 1 of a batch and carried out."""
-        listed = [decisions] if isinstance(decisions, Decision) else decisions
-        for decision in listed:
-            self._note(i, j, decision, trajectory.batch // len(listed))
-        if not isinstance(decisions, Decision):
+        if isinstance(decisions, Decision):
+            listed: Sequence[Decision] = (decisions,)
+            self._note(i, j, decisions, trajectory.batch)
+        else:
+            listed = decisions
             self._mixed_from = min(i, self._mixed_from)
+            if self._own is None:
+                self._own = np.zeros((self._batch, 1 + len(Event)), np.int64)
             for own, decision in zip(self._own, decisions, strict=True):
+                self._note(i, j, decision, 1)
                 partial = 0 if decision.tokens is None else len(decision.tokens)
                 own[0] += len(self._frequency) if decision.event.is_full else partial
                 own[1 + _COLUMN[decision.event]] += 1
         if self._mixed_from <= i and trajectory.made.min() >= 0:
             made = trajectory.made
-            self._age[i:j] = np.arange(i, j)[:, None] - np.array([made.mean(), made.min()])
+            self._mixed_ages.append((i, j, np.arange(i, j)[:, None] - np.array([made.mean(), made.min()])))
         if trajectory.keeps_intensity:
             is_partial = np.array([decision.tokens is not None for decision in listed])
             measured = trajectory.intensity[np.broadcast_to(is_partial, trajectory.batch)]
             self._sums[i] += measured.sum(), measured.size
 
-    def _note(self, i: int, j: int, decision: Decision, batch: int) -> None:
-        self._events[i:j, _COLUMN[decision.event]] += batch
+    def _note(self, i: int, j: int, decision: Decision, samples: int) -> None:
+        stretch = (i, j, _COLUMN[decision.event])
+        self._events[stretch] = self._events.get(stretch, 0) + samples
         if decision.event.is_full:
-            self._recomputed[i] += batch * self._per_frequency
+            counts = self._per_frequency
         elif decision.tokens is not None:
             counts = np.bincount(self._frequency[decision.tokens], minlength=len(self._per_frequency))
-            self._recomputed[i] += batch * counts
             if (counts % self._per_frequency).any():
                 self._mixed_from = min(i, self._mixed_from)
+        else:
+            return
+        self._count(i, samples * counts)
 
-    def age(self) -> NDArray[np.float64]:
-        """Mean and largest age of the tokens of a batch after each step, [T, 2]; NaN before all of them have one."""
-        network = np.flatnonzero(self._recomputed.any(axis=1))  # [S]
-        made = np.where(self._recomputed[network] > 0, network[:, None], np.nan)
-        made = np.fmax.accumulate(made, axis=0)  # [S, F]
-        known = np.full((len(network) + 1, 2), np.nan)  # after so many network steps: mean and least step made at
-        known[1:] = np.stack([made @ self._per_frequency / len(self._frequency), made.min(axis=1)], axis=1)
-        steps = np.arange(self._mixed_from)
-        age = self._age.copy()
-        age[: self._mixed_from] = steps[:, None] - known[np.searchsorted(network, steps, side="right")]
-        return age
+    def _count(self, i: int, counts: NDArray[np.int64]) -> None:
+        self._recomputed[i] = self._recomputed[i] + counts if i in self._recomputed else counts
+
+    def _ages(self) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
+        """Mean and largest age of the tokens of a batch after each step, by stretches; none before all have one."""
+        made = np.full(len(self._per_frequency), -1)
+        network = [i for i in sorted(self._recomputed) if i < self._mixed_from]
+        for i, j in pairwise([*network, self._mixed_from]):
+            made[self._recomputed[i] > 0] = i
+            if (least := made.min()) >= 0:
+                mean = made @ self._per_frequency / len(self._frequency)
+                yield i, j, np.arange(i, j)[:, None] - np.array([mean, least])
+        yield from self._mixed_ages
 
     def by_sample(self) -> NDArray[np.int64]:
         """Tokens recomputed and steps by event, of each sample of a batch, [B, 1 + E]."""
-        total = np.concatenate([[self._recomputed.sum()], self._events.sum(axis=0)])
-        alike = (total - self._own.sum(axis=0)) // len(self._own)  # what was decided for all of them at once
-        by_sample: NDArray[np.int64] = self._own + alike
+        total = np.zeros(1 + len(Event), np.int64)
+        total[0] = sum(int(counts.sum()) for counts in self._recomputed.values())
+        for (i, j, column), samples in self._events.items():
+            total[1 + column] += (j - i) * samples
+        if self._own is None:
+            return np.tile(total // self._batch, (self._batch, 1))
+        by_sample: NDArray[np.int64] = self._own + (total - self._own.sum(axis=0)) // self._batch
         return by_sample
 
     def add(self, batch: "Recorder") -> None:
         """Take over what a finished batch noted."""
-        self._own = np.concatenate([self._own, batch.by_sample()])
-        self._recomputed += batch._recomputed
-        self._events += batch._events
+        self._by_sample.append(batch.by_sample())
+        for i, counts in batch._recomputed.items():
+            self._count(i, counts)
+        for stretch, samples in batch._events.items():
+            self._events[stretch] = self._events.get(stretch, 0) + samples
         self._sums += batch._sums
-        self._age = np.fmax(self._age, batch.age())
+        for i, j, ages in batch._ages():
+            self._age[i:j] = np.fmax(self._age[i:j], ages)
         self.work = self.work + batch.work
         self.cache_bytes = max(self.cache_bytes, batch.cache_bytes)
         self.state_bytes = max(self.state_bytes, batch.state_bytes)
 
     def finish(self, num_samples: int, num_diverged: int, seconds: float) -> Stats:
         """The finished record."""
-        sums, counts = self._sums.T
+        recomputed = np.zeros((self._num_steps, len(self._per_frequency)), np.int64)
+        for i, counts in self._recomputed.items():
+            recomputed[i] = counts
+        events = np.zeros((self._num_steps, len(Event)), np.int64)
+        for (i, j, column), samples in self._events.items():
+            events[i:j, column] += samples
+        by_sample = np.concatenate(self._by_sample)
+        sums, measured = self._sums.T
         return Stats(
             num_samples=num_samples,
-            num_steps=len(self._recomputed),
+            num_steps=self._num_steps,
             num_tokens=len(self._frequency),
-            recomputed=self._recomputed,
+            recomputed=recomputed,
             tokens_per_frequency=self._per_frequency,
-            events=self._events,
+            events=events,
             age=self._age,
-            intensity=np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0),
-            sample_tokens=self._own[:, 0],
-            sample_events=self._own[:, 1:],
+            intensity=np.divide(sums, measured, out=np.full_like(sums, np.nan), where=measured > 0),
+            sample_tokens=by_sample[:, 0],
+            sample_events=by_sample[:, 1:],
             work=self.work,
             cache_bytes=self.cache_bytes,
             state_bytes=self.state_bytes,
