@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_train_datasets import cell, edit_row
+from tests.test_train_datasets import beside, cell, edit_row
 from train.config import compose_config, options_from_config
 from train.datasets import Nasa
 from train.errors import ConfigError, DataError
@@ -182,6 +182,8 @@ def test_a_damaged_cycle_is_one_sentence(tmp_path: Path, damage: Callable[[Path]
     refused(discharge(tmp_path).read, path, sentence)
 
 
+KAGGLE = "(done for you with pip install 'e2crf[kaggle]' and a Kaggle token)"
+
 METADATA_DAMAGES = {
     "a column missing": (edit_row(1, cell(4, "file")), "row 1 must name the columns type, filename, found no filename"),
     "a cell too few": (edit_row(3, lambda cells: cells[:-1]), "row 3 must have 5 columns .* found 4"),
@@ -191,7 +193,6 @@ METADATA_DAMAGES = {
     "an empty file": (lambda path: path.write_text(""), "found an empty file"),
     "a header only": (lambda path: path.write_text("type,filename\n"), "found a header only"),
     "bytes": (lambda path: path.write_bytes(b"\xff\xfe\x00\x81"), "must be a text file"),
-    "no file": (lambda path: path.unlink(), "needs cleaned_dataset/metadata.csv and .* found neither"),
 }
 
 
@@ -203,10 +204,12 @@ def test_damaged_metadata_are_one_sentence(tmp_path: Path, damage: Callable[[Pat
 
 
 def test_a_missing_set_is_said_with_its_files_folders_and_source(tmp_path: Path) -> None:
-    folders = rf"found neither {re.escape(str(tmp_path / 'nasa'))}/\S+ nor {re.escape(str(tmp_path))}/cleaned_dataset/"
-    source = "https://www.kaggle.com/datasets/patrickfleith/nasa-battery-dataset and set datamodule.data_dir to"
-    files = r"needs cleaned_dataset/metadata\.csv and cleaned_dataset/data/\*\.csv"
-    with pytest.raises(DataError, match=f"{files}, {folders}.*; download {source}"):
+    write_set(tmp_path, "discharge", {"1.csv": random_cycle("discharge", 1)}).unlink()
+    metadata, data, nasa = r"cleaned_dataset/metadata\.csv", r"cleaned_dataset/data/\*\.csv", tmp_path / "nasa"
+    found = f"none in {re.escape(str(nasa))}, no {metadata} in {re.escape(str(tmp_path))};"
+    source = "download https://www.kaggle.com/datasets/patrickfleith/nasa-battery-dataset"
+    how = f"{re.escape(KAGGLE)} into {re.escape(str(nasa))}"
+    with pytest.raises(DataError, match=f"needs {metadata} and {data}, found {found} {source} {how}, or set"):
         discharge(tmp_path).read()
 
 
@@ -242,9 +245,9 @@ def test_upstreams_options_work_and_wrong_ones_are_named() -> None:
     ],
 )
 def test_real_cycles_are_as_many_as_upstream_reads(
-    kind: str, remove: bool, train: tuple[int, ...], test: tuple[int, ...]
+    tmp_path: Path, kind: str, remove: bool, train: tuple[int, ...], test: tuple[int, ...]
 ) -> None:
     # Oracle: the counts of FourierDiffusion's own preprocessing on the same files.
-    data = Nasa(kind="nasa", subdataset=kind, remove_outlier_feature=remove, data_dir=str(REAL.parent)).read()
+    data = Nasa(kind="nasa", subdataset=kind, remove_outlier_feature=remove, data_dir=beside(REAL, tmp_path)).read()
     assert (data.train.shape, data.test.shape) == (train, test)
     assert 1.5 < np.median(data.train[..., 0]) < 4.5  # V, of a Li-ion cell

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_train_datasets import cell, edit_row
+from tests.test_train_datasets import beside, cell, edit_row
 from tests.test_train_nasa import TABLE_DAMAGES, refused
 from train.config import compose_config, options_from_config
 from train.datasets import Nasdaq
@@ -128,9 +128,12 @@ def test_a_damaged_stock_file_is_one_sentence(tmp_path: Path, damage: Callable[[
 
 def test_a_missing_set_is_said_with_its_files_folders_and_source(tmp_path: Path) -> None:
     (tmp_path / "stocks").mkdir()  # empty
-    folders = f"in {re.escape(str(tmp_path / 'nasdaq' / 'stocks'))} nor in {re.escape(str(tmp_path / 'stocks'))}"
-    source = "https://www.kaggle.com/datasets/jacksoncrow/stock-market-dataset and set datamodule.data_dir to"
-    with pytest.raises(DataError, match=rf"needs stocks/\*\.csv, found none {folders}; download {source}"):
+    nasdaq, stocks = re.escape(str(tmp_path / "nasdaq")), r"stocks/\*\.csv"
+    found = f"found none in {nasdaq}, none in {re.escape(str(tmp_path))};"
+    source = "download https://www.kaggle.com/datasets/jacksoncrow/stock-market-dataset "
+    with pytest.raises(
+        DataError, match=f"needs {stocks}, {found} {source}.* into {nasdaq}, or set datamodule.data_dir"
+    ):
         few_days(tmp_path).read()
 
 
@@ -163,9 +166,9 @@ def test_options_and_wrong_ones() -> None:
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the price files are not here")
-def test_real_tickers_are_as_many_as_upstream_reads() -> None:
+def test_real_tickers_are_as_many_as_upstream_reads(tmp_path: Path) -> None:
     # Oracle: the counts of FourierDiffusion's own preprocessing on the same files.
-    data = Nasdaq(kind="nasdaq", data_dir=str(REAL.parent)).read()
+    data = Nasdaq(kind="nasdaq", data_dir=beside(REAL, tmp_path)).read()
     assert (data.train.shape, data.test.shape) == ((246, 252, 5), (28, 252, 5))
     adjusted, close, high, low, opening = np.moveaxis(data.train, -1, 0)
     assert (adjusted <= close * 1.0001).mean() > 0.99  # dividends make it lower

@@ -1,7 +1,8 @@
 """What every data set is: a frozen record of options that can read itself.
 
 To add one, write a file with a subclass of `Dataset`, name it in `DATASETS` (`train/datasets/__init__.py`),
-and give it a config in `train/conf/datamodule/`. Nothing else in the room has to know.
+and give it a config in `train/conf/datamodule/`. Nothing else in the room has to know. A set that is made of raw
+files which others publish is a `FileDataset` (`files.py`): finding, downloading and caching come with it.
 """
 
 from abc import ABC, abstractmethod

@@ -3,74 +3,50 @@
 Two CSV files, `mitbih_train.csv` and `mitbih_test.csv`, one beat per row: 187 values at 125 Hz, zero-padded
 and scaled to [0, 1], then the class label, which is not used here. The files have no header.
 (FourierDiffusion reads the first beat of each file as a header; here all 87,554 and 21,892 are kept.)
+
+Two options make the variants of its paper: `subsample_localization` keeps the 1000 training beats that are most local
+in time, and `smoother_width` smooths the spectra. (There the width does nothing unless `smooth_frequency` is set too.)
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
-import pandas as pd
-
-from train.datasets.base import Array, Dataset, Series, as_series
-from train.datasets.tables import REPAIR, file_rows, is_finite, is_number
-from train.errors import DataError
+from train.datasets.base import Series, as_series
+from train.datasets.files import FileDataset, Source
+from train.datasets.spectrum import most_localised, smooth_spectrum
+from train.datasets.tables import read_numbers
 
 NUM_STEPS = 187
-NUM_COLUMNS = NUM_STEPS + 1  # the label comes last
+NUM_LOCALISED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ecg(Dataset):
-    """Where the heartbeat files are: in `data_dir/ecg`, or in `data_dir` itself."""
+class Ecg(FileDataset):
+    """Which beats, and what is done to them."""
 
-    data_dir: str = "data"
+    source: ClassVar[Source] = Source(
+        title="ECG",
+        files=("mitbih_train.csv", "mitbih_test.csv"),
+        folders=("ecg",),
+        kaggle="shayanfazeli/heartbeat",
+    )
 
-    def read(self) -> Series:
+    subsample_localization: bool = False
+    smooth_frequency: bool = True  # false: the width is not used
+    smoother_width: float = 0.0  # of the Gaussian kernel, in frequencies; 0: spectra as they are
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.smoother_width < float("inf"):
+            raise ValueError(f"smoother_width must be a number from 0, found {self.smoother_width}; 0 smooths nothing")
+
+    def preprocess(self, folder: Path) -> Series:
         """Both files as series [n, 187, 1]."""
-        return Series(*(_read_beats(self._find(f"mitbih_{split}.csv")) for split in ("train", "test")))
-
-    def _find(self, file: str) -> Path:
-        folder = Path(self.data_dir).expanduser()
-        candidates = [folder / "ecg" / file, folder / file]
-        for path in candidates:
-            if path.is_file():
-                return path
-        raise DataError(
-            f"the ECG data needs {file}, found neither {candidates[0]} nor {candidates[1]}; download "
-            "https://www.kaggle.com/datasets/shayanfazeli/heartbeat and set datamodule.data_dir to its folder"
-        )
-
-
-def _read_beats(path: Path) -> Array:
-    """All beats of a file, [n, 187, 1]."""
-    try:
-        with np.errstate(over="ignore"):  # too large for float32: infinite, and found below
-            table = pd.read_csv(path, header=None, dtype=np.float32).to_numpy()
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise _fault(path, str(error)) from error
-    if table.shape[1] != NUM_COLUMNS or not is_finite(table):
-        raise _fault(path)
-    return as_series(table[:, :NUM_STEPS, None], path)
-
-
-def _fault(path: Path, reason: str = "no reason found") -> DataError:
-    """The first thing wrong with a file, found by reading it slowly."""
-    row = 0
-    try:
-        for row, cells in file_rows(path, "numbers"):
-            if (problem := _problem(cells)) is not None:
-                return DataError(f"{path}, row {row}{problem}; {REPAIR}")
-    except DataError as error:
-        return error
-    if row == 0:
-        return DataError(f"{path} must hold one heartbeat per row, found an empty file; {REPAIR}")
-    return DataError(f"{path} cannot be read ({reason}); download it again")
-
-
-def _problem(cells: list[str]) -> str | None:
-    if len(cells) != NUM_COLUMNS:
-        return f" must have {NUM_COLUMNS} columns ({NUM_STEPS} values and a label), found {len(cells)}"
-    for column, cell in enumerate(cells, start=1):
-        if not is_number(cell):
-            return f", column {column} must be a finite number, found {cell!r:.40}"
-    return None
+        # The label comes last.
+        train, test = (read_numbers(folder / file, NUM_STEPS + 1)[:, :NUM_STEPS, None] for file in self.source.files)
+        if self.subsample_localization:
+            train = train[most_localised(train, NUM_LOCALISED)]
+        if self.smooth_frequency and self.smoother_width > 0:
+            train, test = (smooth_spectrum(beats, self.smoother_width) for beats in (train, test))
+        return Series(*(as_series(beats, folder) for beats in (train, test)))

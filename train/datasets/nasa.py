@@ -16,11 +16,13 @@ The whole set has 2,663 usable charge cycles and 1,951 discharge cycles.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from train.datasets.base import Array, Dataset, Series, as_series
-from train.datasets.tables import Table, check_seed, is_finite, split_series, table_rows
+from train.datasets.base import Array, Series, as_series
+from train.datasets.files import FileDataset, Source
+from train.datasets.tables import Table, check_seed, is_finite, split_series, table_rows, tracked
 from train.errors import DataError
 
 
@@ -46,12 +48,18 @@ _TEMPERATURE = _MEASURED.index("Temperature_measured")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nasa(Dataset):
-    """Which cycles, and where `cleaned_dataset` is: in `data_dir/nasa`, or in `data_dir` itself."""
+class Nasa(FileDataset):
+    """Which cycles, and how they are split."""
+
+    source: ClassVar[Source] = Source(
+        title="NASA",
+        files=("cleaned_dataset/metadata.csv", "cleaned_dataset/data/*.csv"),
+        folders=("nasa",),
+        kaggle="patrickfleith/nasa-battery-dataset",
+    )
 
     subdataset: str = "charge"
     remove_outlier_feature: bool = True  # of charge cycles; no effect on discharge
-    data_dir: str = "data"
     random_seed: int = 42  # of the split
 
     def __post_init__(self) -> None:
@@ -65,11 +73,11 @@ class Nasa(Dataset):
         """`nasa/` and the kind of cycle."""
         return f"nasa/{self.subdataset}"
 
-    def read(self) -> Series:
+    def preprocess(self, folder: Path) -> Series:
         """Series [n, 134, 5] of discharge cycles, [n, 251, 4] or [n, 501, 5] of charge cycles."""
-        cycle, metadata = _CYCLES[self.subdataset], self._find_metadata()
+        cycle, metadata = _CYCLES[self.subdataset], folder / "cleaned_dataset" / "metadata.csv"
         paths = _cycle_files(metadata, self.subdataset)
-        read = (_read_cycle(path, cycle) for path in paths)
+        read = (_read_cycle(path, cycle) for path in tracked(paths, "reading cycles"))
         series = [values for values in read if values is not None]
         if not series:
             raise DataError(
@@ -80,19 +88,6 @@ class Nasa(Dataset):
         if self.subdataset == "charge" and self.remove_outlier_feature:
             stacked = np.delete(stacked[:, ::2], _TEMPERATURE, axis=2)
         return split_series(stacked, self.random_seed)
-
-    def _find_metadata(self) -> Path:
-        folder = Path(self.data_dir).expanduser()
-        candidates = [parent / "cleaned_dataset" / "metadata.csv" for parent in (folder / "nasa", folder)]
-        for path in candidates:
-            if path.is_file():
-                return path
-        raise DataError(
-            "the NASA data needs cleaned_dataset/metadata.csv and cleaned_dataset/data/*.csv, found neither "
-            f"{candidates[0]} nor {candidates[1]}; download "
-            "https://www.kaggle.com/datasets/patrickfleith/nasa-battery-dataset and set datamodule.data_dir to the "
-            "folder that holds cleaned_dataset"
-        )
 
 
 def _cycle_files(metadata: Path, subdataset: str) -> list[Path]:

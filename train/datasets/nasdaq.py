@@ -12,24 +12,28 @@ trains on NaN; here the file is named. Blank rows outside the period do no harm.
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
-from train.datasets.base import Array, Dataset, Series, as_series
-from train.datasets.tables import Table, check_seed, is_finite, split_series
+from train.datasets.base import Array, Series, as_series
+from train.datasets.files import FileDataset, Source
+from train.datasets.tables import DAY, Table, check_period, check_seed, is_finite, parse_day, split_series, tracked
 from train.errors import DataError
 
 CHANNELS = ("Adj Close", "Close", "High", "Low", "Open")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nasdaq(Dataset):
-    """Which days, and where `stocks` is: in `data_dir/nasdaq`, or in `data_dir` itself."""
+class Nasdaq(FileDataset):
+    """Which days, and how the tickers are split."""
 
-    data_dir: str = "data"
+    source: ClassVar[Source] = Source(
+        title="NASDAQ", files=("stocks/*.csv",), folders=("nasdaq",), kaggle="jacksoncrow/stock-market-dataset"
+    )
+
     random_seed: int = 42  # of the split
     start_date: str = "2019-01-01"  # the first day
     end_date: str = "2020-01-01"  # the day after the last
@@ -38,27 +42,17 @@ class Nasdaq(Dataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.random_seed)
-        for name in ("start_date", "end_date"):
-            try:
-                _day(getattr(self, name))
-            except ValueError:
-                raise ValueError(
-                    f"{name} must be a date such as 2019-01-31, found {getattr(self, name)!r}; correct it"
-                ) from None
-        if self.start_date >= self.end_date:
-            raise ValueError(
-                f"end_date must come after start_date, found {self.end_date} and {self.start_date}; choose a later one"
-            )
+        check_period(self.start_date, self.end_date)
         if self.num_days < 2:
             raise ValueError(f"num_days must be at least 2, found {self.num_days}; a year has about 252")
 
-    def read(self) -> Series:
+    def preprocess(self, folder: Path) -> Series:
         """Series [n, num_days, 5]."""
-        folder = self._find_stocks()
+        folder = folder / "stocks"
         counts: Counter[int] = Counter()  # trading days of the active tickers
         days: pd.Index | None = None
         series: list[Array] = []
-        for path in sorted(folder.glob("*.csv"), key=lambda path: path.stem):
+        for path in tracked(sorted(folder.glob("*.csv"), key=lambda path: path.stem), "reading tickers"):
             prices = self._read_prices(path)
             if prices is None:
                 continue
@@ -80,23 +74,11 @@ class Nasdaq(Dataset):
             )
         return split_series(np.stack(series), self.random_seed)
 
-    def _find_stocks(self) -> Path:
-        folder = Path(self.data_dir).expanduser()
-        candidates = [folder / "nasdaq" / "stocks", folder / "stocks"]
-        for path in candidates:
-            if path.is_dir() and any(path.glob("*.csv")):
-                return path
-        raise DataError(
-            f"the NASDAQ data needs stocks/*.csv, found none in {candidates[0]} nor in {candidates[1]}; download "
-            "https://www.kaggle.com/datasets/jacksoncrow/stock-market-dataset and set datamodule.data_dir to the "
-            "folder that holds stocks"
-        )
-
     def _read_prices(self, path: Path) -> pd.DataFrame | None:
         """Prices by day and channel within the period; None if the ticker was not traded on both sides of it."""
-        table = Table(path, "Date", "a date such as 2019-01-31", _day, CHANNELS)
+        table = Table(path, "Date", DAY, parse_day, CHANNELS)
         columns = table.read(str)
-        start, end = _day(self.start_date), _day(self.end_date)
+        start, end = parse_day(self.start_date), parse_day(self.end_date)
         date = pd.to_datetime(columns["Date"], format="%Y-%m-%d", errors="coerce")
         if date.isna().any():
             raise table.fault()
@@ -104,11 +86,5 @@ class Nasdaq(Dataset):
             return None
         columns = columns.assign(Date=date)[(date >= start) & (date < end)]
         if columns["Date"].nunique() == self.num_days and not is_finite(columns[list(CHANNELS)].to_numpy()):
-            raise table.fault(is_used=lambda cell: start <= _day(cell) < end)
+            raise table.fault(is_used=lambda cell: start <= parse_day(cell) < end)
         return columns.groupby("Date")[list(CHANNELS)].mean()
-
-
-def _day(text: str) -> datetime:
-    if len(text) != 10:  # strptime reads 2019-1-31 too
-        raise ValueError
-    return datetime.strptime(text, "%Y-%m-%d")
