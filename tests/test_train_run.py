@@ -262,7 +262,7 @@ def test_bad_data_is_a_sentence_and_leaves_no_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["datamodule=ecg", "datamodule.data_dir=nowhere"]) == 2
-    assert "mitbih_train.csv, found neither nowhere/ecg" in capsys.readouterr().err
+    assert "found none in nowhere/ecg, none in nowhere" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -31,14 +31,13 @@ class ModelFacts:
     feature_std: Tensor  # [N, C], float32; 0 marks a constant token
     data: str  # e.g. "ecg" or "ucr/GunPoint"
     run_id: str
-    backbone: str = "transformer"
 
     def to_dict(self) -> dict[str, Any]:
         """The record as it stands in a checkpoint."""
         kind, parameters = facts_from_process(self.process)
         return {
             "schema": SCHEMA,
-            "backbone": self.backbone,
+            "backbone": str(self.network.backbone),
             "network": self.network.to_dict(),
             "process": {"kind": kind, "parameters": parameters},
             "eps": EPS,

@@ -21,12 +21,14 @@ from runtime.sde import VE, VP, Process
 from train.datasets import DATASETS, Dataset
 from train.errors import ConfigError
 from train.losses import Weighting
-from train.networks import NetworkOptions
+from train.networks import Backbone, NetworkOptions
 
 CONF = Path(__file__).parent / "conf"
 
 Record = TypeVar("Record")
 
+PLACES = ("data_dir", "path", "test_path")  # of data, which may be elsewhere when a run is resumed
+LOGGERS = ("csv", "wandb")  # losses always go to metrics.csv
 PRECISIONS = ("32-true", "bf16-mixed")  # of the arithmetic, in Lightning's words; weights are always float32
 
 
@@ -57,15 +59,12 @@ class VeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerOptions:
-    """score_model=default, without its noise scheduler."""
+class _ScoreModelOptions:
+    """What all backbones have, without the noise scheduler."""
 
     kind: str
     d_model: int
     num_layers: int
-    n_head: int
-    d_ff: int
-    dropout: float
     lr_max: float
     likelihood_weighting: bool
 
@@ -76,14 +75,50 @@ class TransformerOptions:
 
     def network(self, num_tokens: int, num_channels: int) -> NetworkOptions:
         """The network for data of this shape."""
-        return NetworkOptions(
-            num_tokens, num_channels, self.d_model, self.n_head, self.num_layers, self.d_ff, self.dropout
-        )
+        raise NotImplementedError
 
     @property
     def weighting(self) -> Weighting:
         """The weighting in the loss's own words."""
         return Weighting.MAHALANOBIS if self.likelihood_weighting else Weighting.INVERSE_TRACE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions(_ScoreModelOptions):
+    """score_model=default."""
+
+    n_head: int
+    d_ff: int
+    dropout: float
+
+    def network(self, num_tokens: int, num_channels: int) -> NetworkOptions:
+        """The network for data of this shape."""
+        return NetworkOptions(
+            num_tokens, num_channels, self.d_model, self.n_head, self.num_layers, self.d_ff, self.dropout
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LstmOptions(_ScoreModelOptions):
+    """score_model=lstm."""
+
+    def network(self, num_tokens: int, num_channels: int) -> NetworkOptions:
+        """The network for data of this shape."""
+        return NetworkOptions(num_tokens, num_channels, self.d_model, 0, self.num_layers, 0, 0.0, Backbone.LSTM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpOptions(_ScoreModelOptions):
+    """score_model=mlp."""
+
+    d_mlp: int
+    dropout: float
+
+    def network(self, num_tokens: int, num_channels: int) -> NetworkOptions:
+        """The network for data of this shape."""
+        return NetworkOptions(
+            num_tokens, num_channels, self.d_model, 0, self.num_layers, self.d_mlp, self.dropout, Backbone.MLP
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +153,11 @@ class RunOptions:
     log_dir: str
     run_id: str | None
     resume: bool
+    logger: str = "csv"  # runs from before this key
 
     def __post_init__(self) -> None:
+        if self.logger not in LOGGERS:
+            raise ValueError(f"logger must be one of {', '.join(LOGGERS)}, found {self.logger!r}; csv is the default")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie between 0 and 1, or be null, found {self.ema}; the usual value is 0.999")
         if not 0 <= self.random_seed < 2**32:
@@ -137,7 +175,7 @@ class TrainOptions:
 
     run: RunOptions
     dataset: Dataset
-    score_model: TransformerOptions
+    score_model: TransformerOptions | LstmOptions | MlpOptions
     noise_scheduler: VpOptions | VeOptions
     trainer: TrainerOptions
 
@@ -146,7 +184,11 @@ class TrainOptions:
 
 
 NOISE_SCHEDULERS: dict[str, type[VpOptions] | type[VeOptions]] = {"vp": VpOptions, "ve": VeOptions}
-SCORE_MODELS = {"transformer": TransformerOptions}
+SCORE_MODELS: dict[str, type[TransformerOptions] | type[LstmOptions] | type[MlpOptions]] = {
+    Backbone.TRANSFORMER: TransformerOptions,
+    Backbone.LSTM: LstmOptions,
+    Backbone.MLP: MlpOptions,
+}
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -196,7 +238,7 @@ def _record(kind: type[Record], values: dict[str, Any], where: str) -> Record:
 def resumed_config(overrides: Sequence[str], stored: DictConfig) -> DictConfig:
     """The stored config of a run that is to be continued.
 
-    The `trainer` settings and the place of the data may be changed; anything else that the overrides name
+    The `trainer` settings, the logger and the place of the data may be changed; anything else that the overrides name
     must agree with the run as it was started.
     """
     given, resumed = compose_config(overrides), stored.copy()
@@ -205,7 +247,7 @@ def resumed_config(overrides: Sequence[str], stored: DictConfig) -> DictConfig:
         wanted, found = OmegaConf.select(given, key), OmegaConf.select(stored, key)
         if key in ("run_id", "resume"):
             continue
-        if key.startswith("trainer") or key in ("log_dir", "datamodule.data_dir"):
+        if key.startswith("trainer") or key in ("log_dir", "logger", *(f"datamodule.{place}" for place in PLACES)):
             OmegaConf.update(resumed, key, wanted)
             continue
         if isinstance(wanted, DictConfig):  # a group, e.g. datamodule=ecg

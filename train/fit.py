@@ -20,7 +20,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from train.averaging import WarmedUpEMA
@@ -78,7 +78,7 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
                 max_epochs=options.trainer.max_epochs,
                 gradient_clip_val=options.trainer.gradient_clip_val,
                 precision=options.trainer.precision,
-                logger=CSVLogger(folder.path.parent, "", folder.run_id, flush_logs_every_n_steps=1),
+                logger=_loggers(options.run.logger, folder),
                 callbacks=callbacks,
                 enable_progress_bar=on_terminal,
                 enable_model_summary=False,
@@ -89,6 +89,20 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
             f"trainer.accelerator={options.trainer.accelerator} cannot be used, Lightning says: {error} "
             "Leave it at auto"
         ) from error
+
+
+def _loggers(word: str, folder: RunFolder) -> list[Logger]:
+    """The CSV file that every run keeps, first, and what was asked for beside it."""
+    loggers: list[Logger] = [CSVLogger(folder.path.parent, "", folder.run_id, flush_logs_every_n_steps=1)]
+    if word == "wandb":
+        try:
+            loggers.append(WandbLogger(folder.run_id, folder.path, project="e2crf", id=folder.run_id))
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "logger=wandb needs the package wandb, found none installed; install it with `pip install wandb`, or "
+                "leave logger at csv"
+            ) from error
+    return loggers
 
 
 def fit(

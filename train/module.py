@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from train.checkpoint import KEY, ModelFacts
 from train.errors import DivergedError
 from train.losses import Weighting, draw_times, score_matching_loss
-from train.networks import TransformerScore
+from train.networks import network_from_options
 
 PREFIX = "network."  # what Lightning puts before the names in a state dict, and a checkpoint does not hold
 
@@ -57,7 +57,7 @@ class ScoreModule(LightningModule):  # type: ignore[misc]  # mypy takes Lightnin
         self.facts = facts
         self.optimisation = optimisation
         self.seed = seed
-        self.network = TransformerScore(facts.network)
+        self.network = network_from_options(facts.network)
         self.register_buffer("noise_shape", noise_shape, persistent=False)  # G [N]: known from the domain
 
     def on_train_epoch_start(self) -> None:
