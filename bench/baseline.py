@@ -97,7 +97,7 @@ def fastest(
         return run
 
     rivals = [Rival(str(choice), trial(choice), num_steps=_PASSES, batch_size=1) for choice in settings]
-    timings = race(rivals, RaceOptions(rounds=5), clock=clock)
+    timings = race(rivals, RaceOptions(rounds=5, turn_s=0.0), clock=clock)
     best = min(range(len(settings)), key=lambda index: timings[index].median_ms)
     return settings[best], timings[best].median_ms / _PASSES
 

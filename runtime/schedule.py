@@ -41,6 +41,8 @@ class Schedule:
     step_data: Table  # [T]
     step_previous: Table  # [T]
     step_noise: Table  # [T, N, 1], G included
+    fresh_latent: Table  # [T], the same where the score of all tokens is new: z_next = latent z + score s + noise e.
+    fresh_score: Table  # [T, N, 1]; at small t a detour over z0 would cancel: 1e-4 of z in Euler-Maruyama's last step
     impact: Table  # [T], effect of an error of z0 at a step on the finished series, both in data std
     is_stochastic: bool  # whether any step adds noise
     is_multistep: bool  # whether any step looks at the data prediction before
@@ -80,6 +82,8 @@ def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, grid: TimeGr
         "step_data": table.data,
         "step_previous": table.previous,
         "step_noise": table.noise[:, None, None] * shape,
+        "fresh_latent": table.latent + table.data / alpha[:, 0, 0],
+        "fresh_score": table.data[:, None, None] * score_to_data,
         "impact": np.append(alpha[1:, 0, 0], 1.0) * table.data,
     }
     return Schedule(

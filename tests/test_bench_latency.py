@@ -96,7 +96,24 @@ def test_a_uniform_rival_within_the_limit_is_timed_whole() -> None:
     assert eager.measured_steps == 100
 
 
-@pytest.mark.parametrize("change", [{"rounds": 0}, {"warmups": -1}, {"limit_s": 0.0}])
+def test_a_quick_rival_is_repeated_until_its_turn_is_long_enough() -> None:
+    """The median of a turn: one call out of eleven that takes ten times as long leaves no trace."""
+    clock = Clock()
+    quick = clock.rival("quick", 0.0002)
+    calls = iter(range(10**6))
+
+    def sample(steps: int) -> None:
+        clock.speed = 10.0 if next(calls) % 11 == 0 else 1.0
+        quick.sample(steps)
+
+    (timing,) = race(
+        [Rival("quick", sample, quick.num_steps, 1)], RaceOptions(rounds=3, warmups=0, turn_s=0.3), clock=clock
+    )
+    assert timing.rounds_ms == [pytest.approx(20)] * 3
+    assert len(clock.turns) >= 3 * 6
+
+
+@pytest.mark.parametrize("change", [{"rounds": 0}, {"warmups": -1}, {"limit_s": 0.0}, {"turn_s": -1.0}])
 def test_race_options_that_cannot_be_meant_are_an_error(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         RaceOptions(**change)  # type: ignore[arg-type]

@@ -88,8 +88,8 @@ class Plan:
 
     @property
     def needs(self) -> Needs:
-        """The guard looks at the surprise."""
-        return Needs.SURPRISE if self.surprise else Needs.NOTHING
+        """The guard looks at the surprise, which the first refresh cannot be: there is no prediction before it."""
+        return Needs.SURPRISE if len(self.surprise) > 1 else Needs.NOTHING
 
     @property
     def feedback(self) -> float:

@@ -103,6 +103,7 @@ class Trajectory:
         self._refreshed = np.full(batch, -1)  # the step all tokens of a sample were last recomputed at
         self._oldest_refresh = -1  # the least of them
         self._scratch = np.empty_like(self.z)
+        self._score: Floats | None = None  # of all tokens of all samples, where this step asked for it
         self._rows = np.arange(batch)[:, None]
         self._all = np.arange(num_tokens)
         self._made_z = np.zeros_like(self.z) if needs & Needs.CHANGE else None  # z when a token was recomputed
@@ -200,7 +201,7 @@ class Trajectory:
 
     def carry_out(self, i: int, decisions: Decision | Sequence[Decision]) -> None:
         """Make the data prediction of step i as decided."""
-        self._i = i
+        self._i, self._score = i, None
         if isinstance(decisions, Decision):
             self._carry_out(i, decisions, 0, self.batch)
             return
@@ -219,6 +220,8 @@ class Trajectory:
             self._predict(i)
         if is_full:
             self._recompute(i, None, first, last)
+            if last - first == self.batch:
+                self._score = self._network.call(len(self._all), features=self._features is not None).score
             self._refreshed[first:last] = i
             self._oldest_refresh = int(self._refreshed.min())
         elif tokens is not None:
@@ -227,8 +230,12 @@ class Trajectory:
     def advance(self, i: int) -> None:
         """Take solver step i."""
         schedule, scratch = self._schedule, self._scratch
-        self.z *= schedule.step_latent[i]
-        np.multiply(self.data, schedule.step_data[i], out=scratch)
+        if self._score is not None and self._before is None:
+            self.z *= schedule.fresh_latent[i]
+            np.multiply(self._score, schedule.fresh_score[i], out=scratch)
+        else:
+            self.z *= schedule.step_latent[i]
+            np.multiply(self.data, schedule.step_data[i], out=scratch)
         self.z += scratch
         if self._before is not None:
             np.multiply(self._before, schedule.step_previous[i], out=scratch)
