@@ -1,1 +1,1 @@
-"""The engines room: graphs -> TensorRT engines, each named by what made it. Still unfurnished: see the README."""
+"""The engines room: graphs -> TensorRT engines, each named by what made it. Start at `build.py`."""
