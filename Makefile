@@ -3,6 +3,7 @@
 #   make demo [DATA=folder-of-the-ECG-files]     make export MODEL=latest [BUNDLE=dir]
 #   make test                                    make sample BUNDLE=dir [N=64] [OUT=samples.npz]
 #   make check                                   make calibrate BUNDLE=dir     make bench BUNDLE=dir
+#                                                make engine BUNDLE=dir [PARTS=step|split|all] [FLAVOR=rtx|tensorrt]
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,13 +15,13 @@ N ?= 64
 OUT ?= samples.npz
 DATA ?=
 
-.PHONY: install demo export verify calibrate sample bench test test-slow check format clean
+.PHONY: install demo export verify engine calibrate sample bench test test-slow check format clean
 
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,export,bench,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,export,bench,hub,rtx,dev]'
 	touch $@
 
 # --- the line ---------------------------------------------------------------------------------------
@@ -30,6 +31,9 @@ export: $(READY)
 
 verify: $(READY)
 	$(E2CRF) verify $(BUNDLE)
+
+engine: $(READY)
+	$(E2CRF) build $(BUNDLE) $(if $(PARTS),--parts $(PARTS)) $(if $(FLAVOR),--flavor $(FLAVOR))
 
 sample: $(READY)
 	$(E2CRF) sample $(BUNDLE) --num-samples $(N) --out $(OUT)

@@ -1,7 +1,8 @@
 """The published policy with one part taken away at a time, and what its paper says of it, measured.
 
-    python -m bench.ablation bundles/ecg --reference reference.npz            # all of them
+    python -m bench.ablation bundles/ecg                                      # all of them
     python -m bench.ablation bundles/ecg --reference reference.npz --only "no event trigger"
+    python -m bench.ablation model_id=latest num_samples=20 num_diffusion_steps=100      # in upstream's words
 
     baseline             everything at every step
     full                 a published parameter set (`--preset`)
@@ -19,19 +20,21 @@ weighting helps: `claims` holds each of them against what was measured.
 
 import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from bench.quality import QualityOptions, judge, paired_error
-from bench.reference import Reference, read_reference
+from bench.reference import Reference, reference_of_run
 from bench.report import progress_on_terminal
+from bench.words import record_from_words
 from runtime.cache.options import E2CRF, Preset
 from runtime.cache.policy import Trigger
+from runtime.compat import bundle_of
 from runtime.errors import OptionError
 from runtime.sampler import DEFAULT_SOLVER, DEFAULT_STEPS, Model, Samples, load
+from runtime.solvers import Solver
 
 BASELINE, FULL = "baseline", "full"
 _NEVER = 10**9  # steps
@@ -155,9 +158,20 @@ def markdown_of(rows: list[Row]) -> str:
     return "\n".join([*lines, "", *(f"- {claim}: {told[holds]}" for claim, holds in claims(rows).items())]) + "\n"
 
 
+@dataclass(frozen=True)
+class AblationWords:
+    """The words of the command, named as upstream's; they stand for options of other names."""
+
+    model_id: str = "latest"  # a run, a bundle or a checkpoint file
+    num_samples: int = 20
+    num_diffusion_steps: int = 100
+    random_seed: int = 0
+    solver: str = Solver.EULER_MARUYAMA
+
+
 def main(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    reference: Annotated[Path, typer.Option(help="Real series (.npz).")],
+    model: Annotated[list[str], typer.Argument(help="Bundle or run, or words: " + ", ".join(asdict(AblationWords())))],
+    reference: Annotated[str | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
     only: Annotated[str | None, typer.Option(help="One ablation by its name.")] = None,
     preset: Annotated[str, typer.Option(help=f"Published set: {', '.join(Preset)}.")] = Preset.PAPER,
     reuse: Annotated[str | None, typer.Option(help="What is reused; default: features, as published.")] = None,
@@ -165,15 +179,24 @@ def main(
     num_samples: Annotated[int, typer.Option("--num-samples", "-n")] = 64,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = DEFAULT_STEPS,
     solver: Annotated[str, typer.Option(help="Solver.")] = DEFAULT_SOLVER,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads within one operator.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")] = False,
 ) -> None:
-    """Take the published policy apart and measure each part."""
+    """Take the published policy apart and measure each part.
+
+    Example: python -m bench.ablation model_id=latest num_samples=20 num_diffusion_steps=100
+    """
+    words = AblationWords(model[0], num_samples, steps, seed, solver)
+    if len(model) > 1 or "=" in model[0]:
+        words = record_from_words(AblationWords, model)
     changes = {name: value for name, value in {"reuse": reuse, "alpha_prior": alpha_prior}.items() if value is not None}
-    with load(bundle, threads=threads) as model, progress_on_terminal() as progress:
+    with load(bundle_of(words.model_id), threads=threads) as opened, progress_on_terminal() as progress:
+        if (real := reference_of_run(opened.manifest.source.run_id, reference)) is None:
+            raise OptionError("an ablation needs real series, found none of the run here; name them with --reference")
         rows = ablate(
-            model, read_reference(reference), E2CRF.preset(preset, **changes),
-            num_samples=num_samples, steps=steps, solver=solver, only=only, progress=progress,
+            opened, real, E2CRF.preset(preset, **changes), num_samples=words.num_samples,
+            steps=words.num_diffusion_steps, solver=words.solver, seed=words.random_seed, only=only, progress=progress,
         )  # fmt: skip
     if as_json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "claims": claims(rows)}))

@@ -314,14 +314,14 @@ def _rows(
                 passes=one.cost.passes,
                 hit_rate=one.cost.hit_rate,
                 cache_bytes=one.cost.cache_bytes,
-                **_figures(one.quality, level),
+                **figures_of(one.quality, level),
             )
         rows.append(row)
-    return (*rows, *(Row(name, **_figures(quality, level)) for name, quality in yardsticks.items()))
+    return (*rows, *(Row(name, **figures_of(quality, level)) for name, quality in yardsticks.items()))
 
 
-def _figures(quality: Quality, level: Quality) -> dict[str, Any]:
-    """The quality columns of a row."""
+def figures_of(quality: Quality, level: Quality) -> dict[str, Any]:
+    """The quality columns of a row; `level` is that of real series."""
     figures: dict[str, Any] = {name: getattr(quality, name) for name in ("num_samples", "num_diverged", "num_left_out")}
     for domain in ("time", "frequency"):
         distance, least = getattr(quality, domain), getattr(level, domain)

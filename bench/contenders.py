@@ -143,7 +143,7 @@ def open_pytorch(checkpoint: Path | None, model: Model, batch_size: int) -> "Ite
         yield None
         return
     from bench.baseline import baseline  # torch only where it is asked for
-    from export.checkpoint import read_checkpoint
+    from export.checkpoint import checkpoint_of
 
-    with baseline(read_checkpoint(checkpoint), model.manifest, batch_size) as opened:
+    with baseline(checkpoint_of(checkpoint, model.manifest), model.manifest, batch_size) as opened:
         yield opened

@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from export.places import real_series
 from runtime.errors import OptionError, require
 
 Series = NDArray[np.floating]
@@ -88,6 +89,12 @@ def _arrays_of(path: Path) -> dict[str, Series]:
             return {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise OptionError(f"{path} is not a whole npz or npy file of numbers ({error}); write it again") from error
+
+
+def reference_of_run(run_id: str | None, path: str | None = None) -> Reference | None:
+    """The reference in a named file, else that of a run, None where this is not here."""
+    chosen = real_series(run_id) if path is None else Path(path)
+    return None if chosen is None else read_reference(chosen)
 
 
 def read_reference(path: Path, part: Part = Part.TEST, seed: int = 0) -> Reference:

@@ -92,10 +92,13 @@ def notes_of(record: Record) -> list[str]:
 
 def markdown_of(record: Record) -> str:
     """The table and its notes in Markdown."""
-    rows = [cells_of(row) for row in record.rows]
-    lines = [list(COLUMNS), ["---"] + ["---:"] * (len(COLUMNS) - 1), *rows]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return table + "\n\n" + "\n\n".join(notes_of(record)) + "\n"
+    return markdown_table(record.rows) + "\n\n" + "\n\n".join(notes_of(record)) + "\n"
+
+
+def markdown_table(rows: Iterable[Row]) -> str:
+    """Rows as a table in Markdown."""
+    lines = [list(COLUMNS), ["---"] + ["---:"] * (len(COLUMNS) - 1), *(cells_of(row) for row in rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def show(record: Record, out: TextIO | None = None) -> None:

@@ -6,8 +6,7 @@ graph that fails verification leaves nothing behind that looks finished, and an 
 
 import dataclasses
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.checkpoint import Checkpoint, CheckpointError
+from export.card import write_card
+from export.checkpoint import Checkpoint, CheckpointError, run_folder
 from export.graphs import graphs_of, tensors_of
 from export.manifest import (
     MANIFEST_FILE,
@@ -31,8 +31,12 @@ from export.manifest import (
     digest_of,
     read_manifest,
 )
+from export.places import BUNDLES, staged
+from export.precision import Precision, typed_graphs
+from export.runs import read_run
 from export.verify import verify_bundle
-from runtime.fourier import frequencies, noise_shape
+from runtime.errors import parse_word, require
+from runtime.fourier import frequencies
 from runtime.sde import facts_from_process
 
 Tell = Callable[[str], None]
@@ -44,30 +48,50 @@ class ExportOptions:
 
     bundle: Path
     overwrite: bool = False
+    license: str | None = None  # for the card, in the Hub's words; None: as it stands there, "unknown" in a new one
+    precision: str = Precision.FP32  # of the layers' products
+
+    def __post_init__(self) -> None:
+        require(self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license) is not None,
+                "a licence is named as on the Hugging Face Hub", self.license,
+                "write apache-2.0, mit, cc-by-4.0 or other")  # fmt: skip
+        parse_word(Precision, self.precision, "precision")
 
 
 def export_bundle(checkpoint: Checkpoint, options: ExportOptions, tell: Tell = lambda line: None) -> Manifest:
     """Write, verify and finish a bundle; `tell` hears one line per stage.
 
-    A finished bundle of the same checkpoint and exporter is kept as it is. Raises a `CheckpointError` if
-    another one stands in the way, a `VerifyError` naming the part that does not match.
+    A finished bundle of the same checkpoint and exporter is kept as it is, but for the licence. Raises a
+    `CheckpointError` if another one stands in the way, a `VerifyError` naming the part that does not match.
     """
     if (kept := _existing(checkpoint, options)) is not None:
         tell(f"{options.bundle} is up to date")
+        _write_card(options.bundle, kept, checkpoint, options)
         return kept
-    options.bundle.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{options.bundle.name}.", dir=options.bundle.parent))
-    try:
+    with staged(options.bundle) as stage:
         tell("writing graphs")
-        manifest = manifest_of(checkpoint, write_graphs(checkpoint, stage))
+        precision = Precision(options.precision)
+        graphs = write_graphs(checkpoint, stage, precision)
+        manifest = dataclasses.replace(manifest_of(checkpoint, graphs), precision=precision)
         tell("verifying against PyTorch")
         parity = verify_bundle(stage, manifest, checkpoint)
         manifest = dataclasses.replace(manifest, parity=parity)
         (stage / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-        _move_into_place(stage, options.bundle)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        _write_card(stage, manifest, checkpoint, options)
+        if (engines := options.bundle / "engines").is_dir():  # named by digest: those of graphs that stay are good
+            os.replace(engines, stage / "engines")
     return manifest
+
+
+def default_folder(checkpoint: Checkpoint, precision: str = Precision.FP32) -> Path:
+    """Where a bundle goes if nobody says otherwise: the name of the run, with the precision unless it is fp32."""
+    name = checkpoint.run_id or checkpoint.path.stem
+    return BUNDLES / (name if precision == Precision.FP32 else f"{name}-{precision}")
+
+
+def _write_card(folder: Path, manifest: Manifest, checkpoint: Checkpoint, options: ExportOptions) -> None:
+    run = read_run(run_folder(checkpoint))
+    write_card(folder, manifest, run, options.license, title=options.bundle.name)
 
 
 def _existing(checkpoint: Checkpoint, options: ExportOptions) -> Manifest | None:
@@ -82,32 +106,25 @@ def _existing(checkpoint: Checkpoint, options: ExportOptions) -> Manifest | None
         raise CheckpointError(
             f"{options.bundle} exists and is not a usable bundle ({error}); choose another folder, or remove it"
         ) from error
-    if found.source.digest == checkpoint.digest and found.source.producer == producer():
+    same = found.source.digest == checkpoint.digest and found.standardisation == _standardisation(checkpoint)
+    same = same and found.precision == options.precision
+    if same and found.source.producer == producer():
         return found
     if options.overwrite:
         return None
     raise CheckpointError(
-        f"{options.bundle} holds a bundle of {found.source.checkpoint} (run {found.source.run_id}) by "
-        f"{found.source.producer}, this is {checkpoint.path.name} (run {checkpoint.run_id}) by {producer()}; "
+        f"{options.bundle} holds a bundle of {found.source.checkpoint} (run {found.source.run_id}) in "
+        f"{found.precision} by {found.source.producer}, this is {checkpoint.path.name} (run {checkpoint.run_id}) in "
+        f"{options.precision} by {producer()}; "
         "choose another folder, or allow it to be replaced with --overwrite"
     )
 
 
-def _move_into_place(stage: Path, bundle: Path) -> None:
-    """Give the finished stage its name; an old bundle makes way and is removed after that."""
-    stage.chmod(0o755)  # mkdtemp makes private folders
-    old = stage.with_name(stage.name + ".old")
-    if bundle.exists():
-        os.replace(bundle, old)
-    os.replace(stage, bundle)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_graphs(checkpoint: Checkpoint, folder: Path) -> dict[str, Graph]:
+def write_graphs(checkpoint: Checkpoint, folder: Path, precision: Precision = Precision.FP32) -> dict[str, Graph]:
     """Write every graph under `folder/onnx` and describe it."""
     (folder / "onnx").mkdir()
     records = {}
-    for name, model in graphs_of(checkpoint.network).items():
+    for name, model in typed_graphs(graphs_of(checkpoint.network), precision).items():
         file = f"onnx/{name}.onnx"
         (folder / file).write_bytes(model.SerializeToString())
         inputs, outputs = tensors_of(model.graph.input), tensors_of(model.graph.output)
@@ -131,7 +148,7 @@ def manifest_of(checkpoint: Checkpoint, graphs: dict[str, Graph]) -> Manifest:
             producer=producer(),
         ),
         network=Network(
-            backbone="transformer",
+            backbone=options.backbone,
             num_tokens=num_tokens,
             num_channels=options.num_channels,
             d_model=options.d_model,
@@ -142,12 +159,16 @@ def manifest_of(checkpoint: Checkpoint, graphs: dict[str, Graph]) -> Manifest:
         diffusion=Diffusion(kind, parameters, checkpoint.eps, checkpoint.domain),
         tokens=Tokens(
             frequency=(frequencies(num_tokens) if is_frequency else np.arange(num_tokens)).tolist(),
-            noise_shape=(noise_shape(num_tokens) if is_frequency else np.ones(num_tokens)).tolist(),
+            noise_shape=checkpoint.noise_shape.tolist(),
             spectral_weight=weight.tolist(),
         ),
-        standardisation=Standardisation(mean=checkpoint.mean.tolist(), std=checkpoint.std.tolist()),
+        standardisation=_standardisation(checkpoint),
         graphs=graphs,
     )
+
+
+def _standardisation(checkpoint: Checkpoint) -> Standardisation:
+    return Standardisation(mean=checkpoint.mean.tolist(), std=checkpoint.std.tolist())
 
 
 def producer() -> str:

@@ -4,7 +4,9 @@
     checkpoint.network      # eval mode, float32, on the CPU, renormalised rows baked in
 
 What a checkpoint must hold is written by the train room under the key "e2crf": network options, process,
-domain, standardisation. Files are read with `torch.load(weights_only=True)`, which refuses any other object.
+domain, standardisation. Checkpoints of FourierDiffusion and FastFourierDiffusion are read as they are, given what
+these keep elsewhere (`upstream`). Files are read with `torch.load(weights_only=True)`, which refuses any object
+that is not on its list.
 """
 
 import pickle
@@ -16,9 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.manifest import digest_of
+from export.manifest import Manifest, digest_of
+from export.places import LATEST, runs_in
+from export.upstream import ALLOWED, Supplement, is_upstream, read_upstream
+from runtime.fourier import noise_shape
 from runtime.sde import Process, process_from_facts
-from train.networks import NetworkOptions, TransformerScore
+from train.networks import Backbone, NetworkOptions, ScoreNet, TransformerScore, network_from_options
 
 SCHEMA = 1
 
@@ -29,16 +34,21 @@ class CheckpointError(Exception):
     exit_code = 2
 
 
+class MissingStatisticsError(CheckpointError):
+    """A checkpoint of upstream's came without the statistics that it keeps elsewhere."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained score model and all that is needed to run it."""
 
     path: Path
     digest: str  # SHA-256 of the file
-    network: TransformerScore
+    network: ScoreNet
     process: Process
     eps: float
     domain: str  # "frequency" or "time"
+    noise_shape: NDArray[np.float64]  # G, [N]
     mean: NDArray[np.float32]  # [N, C]
     std: NDArray[np.float32]  # [N, C]; 0 where a token is constant in the data
     data: str | None
@@ -50,13 +60,12 @@ def find_checkpoint(model: str, runs: Path) -> Path:
     path = Path(model)
     if path.is_file():
         return path
-    known = [run for run in runs.glob("*") if any(run.glob("checkpoints/*.ckpt"))] if runs.is_dir() else []
-    known.sort(key=lambda run: max(file.stat().st_mtime for file in run.glob("checkpoints/*.ckpt")))
-    if model == "latest" and known:
-        return best_of(known[-1])
+    known = runs_in(runs)
+    if model == LATEST and known:
+        return best_of(known[0])
     if runs / model in known:
         return best_of(runs / model)
-    listed = ", ".join(run.name for run in reversed(known)) or "none yet"
+    listed = ", ".join(run.name for run in known) or "none yet"
     raise CheckpointError(
         f"no checkpoint {model!r}: neither a file nor a run under {runs} (runs: {listed}); "
         "give a path, a run_id or `latest`, or train a model with `e2crf train`"
@@ -83,31 +92,84 @@ def _loss_in(stem: str) -> float | None:
         return None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint written by the train room."""
+def read_checkpoint(path: Path, supplement: Supplement | None = None) -> Checkpoint:
+    """Read and check a checkpoint; one of upstream's needs a `supplement`, any other brings all itself."""
     content = _load(path)
+    if supplement is not None and not is_upstream(content):
+        raise CheckpointError(
+            f"{path} brings its own statistics and domain, found --data, --statistics or --domain beside it; "
+            "leave them out, they are for checkpoints of fdiff"
+        )
+    return _read(path, content, supplement)
+
+
+def checkpoint_of(path: Path, manifest: Manifest) -> Checkpoint:
+    """The checkpoint that a bundle was made from; what a checkpoint of upstream's lacks is in the bundle."""
+    scale = manifest.standardisation
+    statistics = np.asarray(scale.mean, np.float32), np.asarray(scale.std, np.float32)
+    return _read(path, _load(path), Supplement(lambda _: statistics, manifest.diffusion.domain))
+
+
+def _read(path: Path, content: dict[str, Any], supplement: Supplement | None) -> Checkpoint:
+    found = _read_upstream(path, content, supplement) if is_upstream(content) else _read_own(path, content)
+    _check_finite(path, found.network, {"feature_mean": found.mean, "feature_std": found.std})
+    return found
+
+
+def _read_own(path: Path, content: dict[str, Any]) -> Checkpoint:
     facts = content.get("e2crf")
     if not isinstance(facts, dict) or "state_dict" not in content:
         raise CheckpointError(
-            f"{path} is not a checkpoint of e2crf: it lacks the keys 'e2crf' and 'state_dict'; "
-            "train the model with `e2crf train`"
+            f"{path} is a checkpoint neither of e2crf nor of fdiff: it lacks the keys 'e2crf' and 'state_dict', and "
+            "a noise scheduler under 'hyper_parameters'; train the model with `e2crf train`"
         )
-    if facts.get("schema") != SCHEMA or facts.get("backbone") != "transformer":
+    if facts.get("schema") != SCHEMA or facts.get("backbone") not in list(Backbone):
         raise CheckpointError(
             f"{path} has schema {facts.get('schema')!r} and backbone {facts.get('backbone')!r}, this version reads "
-            f"schema {SCHEMA} and backbone 'transformer'; use the version of e2crf that wrote it"
+            f"schema {SCHEMA} and the backbones {', '.join(Backbone)}; use the version of e2crf that wrote it"
         )
     try:
         process = process_from_facts(facts["process"]["kind"], facts["process"]["parameters"])
-        network = _network(NetworkOptions(**facts["network"]), content["state_dict"])
+        network = _network(NetworkOptions(**facts["network"], backbone=facts["backbone"]), content["state_dict"])
         mean, std = (facts[name].numpy().astype(np.float32) for name in ("feature_mean", "feature_std"))
         eps, domain = float(facts["eps"]), str(facts["domain"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or incomplete: {error}; train the model again") from error
-    _check_finite(path, network, {"feature_mean": mean, "feature_std": std})
+    num_tokens = network.options.num_tokens
     return Checkpoint(
         path=path, digest=digest_of(path), network=network, process=process, eps=eps, domain=domain,
+        noise_shape=noise_shape(num_tokens) if domain == "frequency" else np.ones(num_tokens),
         mean=mean, std=std, data=facts.get("data"), run_id=facts.get("run_id"),
+    )  # fmt: skip
+
+
+def _read_upstream(path: Path, content: dict[str, Any], supplement: Supplement | None) -> Checkpoint:
+    try:
+        found = read_upstream(content)
+        network = _network(found.network, found.state)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint that fdiff wrote whole: {error}; copy it again") from error
+    if supplement is None:
+        raise MissingStatisticsError(
+            f"{path} is a checkpoint of fdiff, which keeps the mean and std of the training data elsewhere; name the "
+            'data with --data "datamodule=ecg datamodule.data_dir=<folder>", or give --statistics FILE.npz with the '
+            f"arrays mean and std [{found.network.num_tokens}, {found.network.num_channels}], or `--statistics none` "
+            "for a model of data that was not standardised"
+        )
+    domain = supplement.domain or ("frequency" if found.is_noise_shaped else "time")
+    options = found.network
+    shape = (options.num_tokens, options.num_channels)
+    mean, std = supplement.statistics(domain) or (np.zeros(shape, np.float32), np.ones(shape, np.float32))
+    if mean.shape != shape or std.shape != shape:
+        raise CheckpointError(
+            f"the mean and std for {path} must have the shape {shape}, found {mean.shape} and {std.shape}; "
+            "take the data that the model was trained on"
+        )
+    is_in_run = path.parent.name == "checkpoints"
+    return Checkpoint(
+        path=path, digest=digest_of(path), network=network, process=found.process, eps=found.eps, domain=domain,
+        noise_shape=noise_shape(options.num_tokens) if found.is_noise_shaped else np.ones(options.num_tokens),
+        mean=mean, std=std, data=None, run_id=path.parent.parent.name if is_in_run else path.stem,
     )  # fmt: skip
 
 
@@ -115,12 +177,13 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give the path of a .ckpt file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(ALLOWED):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, or is cut off, and was not loaded ({reason}); "
-            "use a checkpoint written by `e2crf train`"
+            "use a checkpoint written by `e2crf train` or by fdiff"
         ) from error
     except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
@@ -132,11 +195,13 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _network(options: NetworkOptions, state: dict[str, torch.Tensor]) -> TransformerScore:
+def _network(options: NetworkOptions, state: dict[str, torch.Tensor]) -> ScoreNet:
     """The module in eval mode; the row renormalisation that the embedding does in forward is baked in."""
-    network = TransformerScore(options)
+    network = network_from_options(options)
     network.load_state_dict(state)
     network.eval().requires_grad_(False)
+    if not isinstance(network, TransformerScore):
+        return network
     embedding = network.pos_encoder.embedding
     with torch.no_grad():
         embedding(torch.arange(options.num_tokens))  # renormalises its rows in place
@@ -144,7 +209,7 @@ def _network(options: NetworkOptions, state: dict[str, torch.Tensor]) -> Transfo
     return network
 
 
-def _check_finite(path: Path, network: TransformerScore, statistics: dict[str, NDArray[np.float32]]) -> None:
+def _check_finite(path: Path, network: ScoreNet, statistics: dict[str, NDArray[np.float32]]) -> None:
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()} | statistics
     for name, values in tensors.items():
         if not np.isfinite(values).all():

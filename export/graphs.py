@@ -6,7 +6,8 @@ and writing a bundle takes a second instead of a minute. `verify` holds each of 
 it stands for. Opset 20, decomposed attention, ScatterND cache writes: what ONNX Runtime runs fast on a CPU
 and TensorRT and TensorRT-RTX parse.
 
-B and S are dynamic, N is fixed; one graph serves every S from 1 to N.
+B and S are dynamic, N is fixed; one graph serves every S from 1 to N. LSTM and MLP have no K/V to keep between
+calls: their graphs take all N tokens and no token index, and their layers only hidden.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.manifest import Tensor, layer_name
-from train.networks import TransformerScore
+from train.networks import GaussianFourierProjection, LSTMScore, MLPScore, ScoreNet, TransformerScore
 
 OPSET = 20
 IR_VERSION = 10
-_ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+_ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int64": TensorProto.INT64,
+}
 
 
 class GraphWriter:
@@ -51,6 +57,12 @@ class GraphWriter:
         weight = self.weight(f"{name}_weight", layer.weight.numpy().T)
         return self.op("Gemm", [hidden, weight, self.weight(f"{name}_bias", layer.bias.numpy())], name)
 
+    def row_linear(self, hidden: str, layer: nn.Linear, name: str, *, result: str | None = None) -> str:
+        """The same for any leading dimensions, [..., in] -> [..., out]."""
+        weight = self.weight(f"{name}_weight", layer.weight.numpy().T)
+        bias = self.weight(f"{name}_bias", layer.bias.numpy())
+        return self.op("Add", [self.op("MatMul", [hidden, weight], f"{name}_product"), bias], result or name)
+
     def finish(self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> onnx.ModelProto:
         """The checked model."""
         weights = [numpy_helper.from_array(values, key) for key, values in self.weights.items()]
@@ -75,14 +87,26 @@ def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 def embed_graph(network: TransformerScore) -> onnx.ModelProto:
     """z [B, S, C], t [B], token [B, S] -> hidden [B, S, D]."""
-    options, time = network.options, network.time_encoder
-    d_model = options.d_model
+    options = network.options
     g = GraphWriter()
     # Position table and embedding bias are added once, here.
     table = network.pos_encoder.embedding.weight.numpy() + network.embedder.bias.numpy()
     position = g.op("Gather", [g.weight("position_table", table), "token"], "position", axis=0)
     weight = g.weight("embedder_weight", network.embedder.weight.numpy().T)
     tokens = g.op("Add", [g.op("MatMul", ["z", weight], "embedded"), position], "tokens")
+    g.op("Add", [tokens, g.op("Unsqueeze", [_time_rows(g, network.time_encoder), "one"], "time_features")], "hidden")
+    inputs = [
+        Tensor("z", "float32", ["B", "S", options.num_channels]),
+        Tensor("t", "float32", ["B"]),
+        Tensor("token", "int64", ["B", "S"]),
+    ]
+    outputs = [Tensor("hidden", "float32", ["B", "S", options.d_model])]
+    return g.finish("embed", inputs, outputs)
+
+
+def _time_rows(g: GraphWriter, time: GaussianFourierProjection) -> str:
+    """The features of the times t [B], [B, D]."""
+    d_model = time.d_model
     # t * W, then * 2, then * pi: torch's order, since angles of hundreds of radians remember their rounding.
     column = g.op("Unsqueeze", ["t", g.constant("one", [1])], "t_column")
     angle = g.op("Mul", [column, g.weight("time_W", time.W.numpy()[None, :])], "t_times_W")
@@ -93,15 +117,63 @@ def embed_graph(network: TransformerScore) -> onnx.ModelProto:
     if 2 * time.W.numel() != d_model:  # odd d_model: the last cosine is dropped
         bounds = [g.constant("zero", [0]), g.constant("d_model", [d_model]), "one"]
         features = g.op("Slice", [features, *bounds], "waves_used")
-    projected = g.op("Unsqueeze", [g.linear(features, time.dense, "time_dense"), "one"], "time_features")
-    g.op("Add", [tokens, projected], "hidden")
-    inputs = [
-        Tensor("z", "float32", ["B", "S", options.num_channels]),
-        Tensor("t", "float32", ["B"]),
-        Tensor("token", "int64", ["B", "S"]),
-    ]
-    outputs = [Tensor("hidden", "float32", ["B", "S", d_model])]
-    return g.finish("embed", inputs, outputs)
+    return g.linear(features, time.dense, "time_dense")
+
+
+def whole_embed_graph(network: LSTMScore | MLPScore) -> onnx.ModelProto:
+    """z [B, N, C], t [B] -> hidden [B, N, D], or [B, D] of an MLP."""
+    options, is_flat = network.options, isinstance(network, MLPScore)
+    g = GraphWriter()
+    if is_flat:
+        values = g.constant("as_row", [-1, options.num_tokens * options.num_channels])
+        embedded = g.linear(g.op("Reshape", ["z", values], "row"), network.embedder, "embedder")
+        time = _time_rows(g, network.time_encoder)
+    else:
+        embedded = g.row_linear("z", network.embedder, "embedder")
+        time = g.op("Unsqueeze", [_time_rows(g, network.time_encoder), "one"], "time_features")
+    g.op("Add", [embedded, time], "hidden")
+    inputs = [Tensor("z", "float32", ["B", options.num_tokens, options.num_channels]), Tensor("t", "float32", ["B"])]
+    return g.finish("embed", inputs, [Tensor("hidden", "float32", _whole_hidden(network))])
+
+
+def _whole_hidden(network: LSTMScore | MLPScore) -> list[int | str]:
+    """The shape of the features of a network without K/V."""
+    options = network.options
+    return ["B", options.d_model] if isinstance(network, MLPScore) else ["B", options.num_tokens, options.d_model]
+
+
+def residual_graph(network: LSTMScore | MLPScore, layer: nn.Module, name: str) -> onnx.ModelProto:
+    """hidden -> hidden_out, the same shape: one LSTM or one block of an MLP, added to its input."""
+    g = GraphWriter()
+    if isinstance(layer, nn.LSTM):
+        update = _lstm(g, layer)
+    else:
+        first, last = (one for one in layer.children() if isinstance(one, nn.Linear))
+        update = g.linear(g.op("Relu", [g.linear("hidden", first, "linear1")], "inner"), last, "linear2")
+    g.op("Add", ["hidden", update], "hidden_out")
+    shape = _whole_hidden(network)
+    return g.finish(name, [Tensor("hidden", "float32", shape)], [Tensor("hidden_out", "float32", shape)])
+
+
+def _lstm(g: GraphWriter, layer: nn.LSTM) -> str:
+    """hidden [B, N, D] through a one-way LSTM from a state of zero; [B, N, D].
+
+    ONNX orders the gates input, output, forget, cell, torch input, forget, cell, output; time comes first.
+    """
+    gates = np.r_[0:1, 3:4, 1:2, 2:3]
+    size = layer.hidden_size
+
+    def ordered(tensor: object) -> NDArray[np.float32]:
+        parts: NDArray[np.float32] = np.asarray(tensor).reshape(4, size, -1)[gates]
+        return parts.reshape(1, 4 * size, -1)
+
+    weights = [g.weight(name, ordered(getattr(layer, f"weight_{name}_l0"))) for name in ("ih", "hh")]
+    biases = [ordered(getattr(layer, f"bias_{name}_l0"))[..., 0] for name in ("ih", "hh")]
+    bias = g.weight("bias", np.concatenate(biases, axis=1))
+    steps = g.op("Transpose", ["hidden"], "time_first", perm=[1, 0, 2])
+    states = g.op("LSTM", [steps, *weights, bias], "states", hidden_size=size)  # [N, 1, B, D]
+    states = g.op("Squeeze", [states, g.constant("direction", [1])], "one_way")
+    return g.op("Transpose", [states], "batch_first", perm=[1, 0, 2])
 
 
 def _cache_rows(g: GraphWriter, token_shape: str, num_heads: int) -> str:
@@ -176,15 +248,21 @@ def _add_and_norm(g: GraphWriter, rows: str, update: str, norm: nn.LayerNorm, na
     return g.op("LayerNormalization", [added, *weights], name, axis=-1, epsilon=norm.eps)
 
 
-def head_graph(network: TransformerScore) -> onnx.ModelProto:
-    """hidden [B, S, D] -> score [B, S, C]."""
+def head_graph(network: ScoreNet) -> onnx.ModelProto:
+    """hidden [B, S, D] -> score [B, S, C]; without K/V, S = N, and of an MLP hidden [B, D]."""
+    options = network.options
     g = GraphWriter()
-    weight = g.weight("unembedder_weight", network.unembedder.weight.numpy().T)
-    bias = g.weight("unembedder_bias", network.unembedder.bias.numpy())
-    g.op("Add", [g.op("MatMul", ["hidden", weight], "projected"), bias], "score")
-    inputs = [Tensor("hidden", "float32", ["B", "S", network.options.d_model])]
-    outputs = [Tensor("score", "float32", ["B", "S", network.options.num_channels])]
-    return g.finish("head", inputs, outputs)
+    hidden: list[int | str] = ["B", "S", options.d_model]
+    active: int | str = "S"
+    if not isinstance(network, TransformerScore):
+        hidden, active = _whole_hidden(network), options.num_tokens
+    if isinstance(network, MLPScore):
+        shape = g.constant("as_tokens", [-1, options.num_tokens, options.num_channels])
+        g.op("Reshape", [g.linear("hidden", network.unembedder, "unembedder"), shape], "score")
+    else:
+        g.row_linear("hidden", network.unembedder, "unembedder", result="score")
+    score: list[int | str] = ["B", active, options.num_channels]
+    return g.finish("head", [Tensor("hidden", "float32", hidden)], [Tensor("score", "float32", score)])
 
 
 def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
@@ -219,8 +297,9 @@ def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
                 weights[-1].name = own
         if rows:
             public["rows"] = rows
+        works_on_rows = any(node.name == "rows" for node in part.graph.node)
         for node in part.graph.node:
-            if (node.name == "rows" and rows) or (node.name == "hidden_out" and name != last):
+            if works_on_rows and ((node.name == "rows" and rows) or (node.name == "hidden_out" and name != last)):
                 continue
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
             nodes[-1].name = f"{name}/{node.name}"
@@ -233,7 +312,7 @@ def compose_step(parts: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
                     side[-1].name = public[port.name]
         if name.startswith("layer"):
             hidden = public.get("hidden_out", f"{name}/hidden_out")
-            rows = f"{name}/norm2"
+            rows = f"{name}/norm2" if works_on_rows else ""
     outputs.sort(key=lambda port: ("score", "hidden").index(port.name) if port.name in ("score", "hidden") else 2)
     return _model(helper.make_graph(nodes, "step", inputs, outputs, weights))
 
@@ -259,12 +338,15 @@ def tensors_of(ports: Sequence[onnx.ValueInfoProto]) -> list[Tensor]:
     ]
 
 
-def graphs_of(network: TransformerScore) -> dict[str, onnx.ModelProto]:
+def graphs_of(network: ScoreNet) -> dict[str, onnx.ModelProto]:
     """Every graph of a bundle by name: embed, the layers, head, step."""
-    num_tokens = network.options.num_tokens
-    parts = {"embed": embed_graph(network)}
-    for index, layer in enumerate(network.backbone.layers):
-        name = layer_name(index)
-        parts[name] = layer_graph(layer, num_tokens, name)
+    if isinstance(network, TransformerScore):
+        parts = {"embed": embed_graph(network)}
+        for index, layer in enumerate(network.backbone.layers):
+            parts[layer_name(index)] = layer_graph(layer, network.options.num_tokens, layer_name(index))
+    else:
+        parts = {"embed": whole_embed_graph(network)}
+        for index, layer in enumerate(network.backbone):
+            parts[layer_name(index)] = residual_graph(network, layer, layer_name(index))
     parts["head"] = head_graph(network)
     return {**parts, "step": compose_step(parts)}

@@ -89,7 +89,7 @@ class Tensor:
     """One input or output of a graph; named dimensions are dynamic."""
 
     name: str
-    dtype: str  # "float32", "int64"
+    dtype: str  # "float32", "float16", "bfloat16", "int64"
     shape: list[int | str]
 
 
@@ -105,7 +105,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a reader needs to run a bundle."""
+    """Everything a reader needs to run a bundle.
+
+    `parity` is the largest relative error against PyTorch in an fp32 bundle, the least SQNR in dB in any other.
+    """
 
     schema: int
     source: Source
@@ -114,7 +117,14 @@ class Manifest:
     tokens: Tokens
     standardisation: Standardisation
     graphs: dict[str, Graph]
-    parity: dict[str, float] = field(default_factory=dict)  # largest relative error, by part, chain, trajectory
+    parity: dict[str, float] = field(default_factory=dict)  # by part, chain, step, trajectory; see below
+    precision: str = "fp32"  # of the graphs: "fp32", "fp16", "bf16"
+
+    def parity_in_words(self, name: str) -> str:
+        """What was measured of a part: 1.2e-07, 61.3 dB, or - if nothing was."""
+        if (measured := self.parity.get(name)) is None:
+            return "-"
+        return f"{measured:.1e}" if self.precision == "fp32" else f"{measured:.1f} dB"
 
     def to_json(self) -> str:
         """The manifest as it stands in `manifest.json`."""

@@ -4,6 +4,8 @@ These modules share the weights of the trained network and spell out, in torch, 
 `graphs` compute: they are the reference that `verify` holds every graph against. For all N tokens their chain
 is the network itself; for fewer tokens the given ones attend to everything in the caches.
 
+LSTM and MLP have no K/V: their parts take all N tokens, and no token index.
+
 Shapes: B batch, S active tokens, N tokens, D d_model, H heads, Dh = D / H, C channels.
 """
 
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.manifest import layer_name
-from train.networks import TransformerScore
+from train.networks import LSTMScore, MLPScore, ScoreNet, TransformerScore
 
 
 class EmbedPart(nn.Module):
@@ -55,7 +57,7 @@ class LayerPart(nn.Module):
 class HeadPart(nn.Module):
     """hidden [B, S, D] -> score [B, S, C]."""
 
-    def __init__(self, network: TransformerScore) -> None:
+    def __init__(self, network: TransformerScore | LSTMScore) -> None:
         super().__init__()
         self.unembedder = network.unembedder
 
@@ -64,14 +66,58 @@ class HeadPart(nn.Module):
         return (self.unembedder(hidden),)
 
 
-def parts_of(network: TransformerScore) -> dict[str, nn.Module]:
+class WholeEmbedPart(nn.Module):
+    """z [B, N, C], t [B] -> hidden [B, N, D], or [B, D] of an MLP, which takes a series as one row."""
+
+    def __init__(self, network: LSTMScore | MLPScore) -> None:
+        super().__init__()
+        self.embedder, self.time_encoder = network.embedder, network.time_encoder
+        self.is_flat = isinstance(network, MLPScore)
+
+    def forward(self, z: Tensor, t: Tensor) -> tuple[Tensor]:
+        """Embed all tokens."""
+        time = self.time_encoder(t)
+        return (self.embedder(z.flatten(1)) + time if self.is_flat else self.embedder(z) + time[:, None, :],)
+
+
+class ResidualPart(nn.Module):
+    """hidden -> hidden_out, the same shape: one LSTM or one block of an MLP, added to its input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor]:
+        """One layer."""
+        update = self.layer(hidden)
+        return (hidden + (update[0] if isinstance(self.layer, nn.LSTM) else update),)
+
+
+class FlatHeadPart(nn.Module):
+    """hidden [B, D] -> score [B, N, C]."""
+
+    def __init__(self, network: MLPScore) -> None:
+        super().__init__()
+        self.unembedder, self.shape = network.unembedder, (network.options.num_tokens, network.options.num_channels)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor]:
+        """Read the score off the last features."""
+        return (self.unembedder(hidden).reshape(-1, *self.shape),)
+
+
+def parts_of(network: ScoreNet) -> dict[str, nn.Module]:
     """The parts by graph name, in the order they run: embed, layer_00, ..., head."""
-    layers = cast("list[nn.TransformerEncoderLayer]", list(network.backbone.layers))
-    return {
-        "embed": EmbedPart(network),
-        **{layer_name(index): LayerPart(layer) for index, layer in enumerate(layers)},
-        "head": HeadPart(network),
-    }
+    embed: nn.Module
+    head: nn.Module
+    layers: list[nn.Module]
+    if isinstance(network, TransformerScore):
+        embed, head = EmbedPart(network), HeadPart(network)
+        layers = [LayerPart(cast(nn.TransformerEncoderLayer, layer)) for layer in network.backbone.layers]
+    else:
+        embed = WholeEmbedPart(network)
+        layers = [ResidualPart(layer) for layer in network.backbone]
+        head = FlatHeadPart(network) if isinstance(network, MLPScore) else HeadPart(network)
+    return {"embed": embed, **{layer_name(index): layer for index, layer in enumerate(layers)}, "head": head}
 
 
 @torch.inference_mode()

@@ -3,25 +3,43 @@
 ONNX Runtime and PyTorch see the same inputs, in float32; the error is the largest absolute difference over
 the largest absolute value of the reference. A miss names the part. The inputs are random but reproducible:
 tokens in arbitrary order and number, caches filled with values, so that a wrong index cannot hide.
+
+Some networks make much of little: what float32 rounds in one step of an untrained or poorly trained one may grow to
+per cents over a trajectory, in PyTorch as well. Where a trajectory is beyond its tolerance, PyTorch's own float32 is
+therefore held against its float64, and three times that is allowed.
+
+Graphs in fp16 and bf16 are held against the same float32 reference, by SQNR: 10 log10 of the reference's power
+over that of the difference. They are emulated, since ONNX Runtime on a CPU has no bf16 products and leaves out
+roundings of fp16 that a GPU makes.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
 from export.checkpoint import Checkpoint
-from export.manifest import Manifest
+from export.graphs import tensors_of
+from export.manifest import Graph, Manifest
+from export.precision import Precision, emulated
 from export.reference import TorchBackend
 from export.split import parts_of, run_part
+from runtime.backends.base import Backend
 from runtime.backends.ort import OrtBackend
 from runtime.sampler import Model
+from runtime.score import has_kv
 from runtime.solvers import Solver
 
 Arrays = dict[str, NDArray[Any]]
+Measure = Callable[[NDArray[Any], NDArray[Any]], float]  # found, expected -> the larger the worse
+_LEAST_RATIO = 1e-10  # 200 dB: what is exactly equal
 
 
 class VerifyError(Exception):
@@ -43,25 +61,58 @@ class Tolerances:
 def verify_bundle(
     bundle: Path, manifest: Manifest, checkpoint: Checkpoint, tolerances: Tolerances | None = None
 ) -> dict[str, float]:
-    """Measured relative errors by name (every part, `chain`, `step`, `trajectory`); raises at the first miss."""
-    limits = tolerances or Tolerances()
-    errors: dict[str, float] = {}
+    """Measured by name (every part, `chain`, `step`, `trajectory`); raises at the first miss.
 
-    def judge(name: str, error: float, limit: float) -> None:
-        if not error <= limit:
+    Relative errors, held against `tolerances`; for an fp16 or bf16 bundle SQNR in dB, held against what the
+    precision is known to give.
+    """
+    limits, precision = tolerances or Tolerances(), Precision(manifest.precision)
+    is_exact = precision is Precision.FP32
+    measure = relative_error if is_exact else noise_ratio
+    measured: dict[str, float] = {}
+
+    def judge(name: str, error: float, kind: str) -> None:
+        if is_exact:
+            measured[name], limit = error, float(getattr(limits, kind))
+            if kind == "trajectory" and not error <= limit:
+                limit = max(limit, 3.0 * _rounding_error(manifest, checkpoint, limits))
+            if not error <= limit:
+                raise VerifyError(
+                    f"{name} differs from PyTorch by {error:.2e} (relative), allowed is {limit:.0e}; "
+                    "do not use these graphs: export again, and report this with the network's options if it stays"
+                )
+            return
+        measured[name], least = sqnr_db(error), precision.min_sqnr_db[kind]
+        if not measured[name] >= least:
             raise VerifyError(
-                f"{name} differs from PyTorch by {error:.2e} (relative), allowed is {limit:.0e}; "
-                "do not use these graphs: export again, and report this with the network's options if it stays"
+                f"{name} in {precision} is {measured[name]:.1f} dB (SQNR) from PyTorch, needed are {least:.0f} dB; "
+                "this network does not bear that precision: export it in another one"
             )
-        errors[name] = error
 
-    with OrtBackend(bundle, manifest.graphs) as backend, torch.inference_mode():
-        for name, error in _part_errors(backend, checkpoint).items():
-            judge(name, error, limits.part)
+    with _opened(bundle, manifest) as backend, torch.inference_mode():
+        for name, error in _part_errors(backend, checkpoint, precision, measure).items():
+            judge(name, error, "part")
         for graphs, name in (("split", "chain"), ("step", "step")):
-            judge(name, _chain_error(Model(manifest, backend, graphs=graphs), checkpoint), limits.chain)
-        judge("trajectory", _trajectory_error(manifest, backend, checkpoint, limits), limits.trajectory)
-    return errors
+            judge(name, _chain_error(Model(manifest, backend, graphs=graphs), checkpoint, measure), "chain")
+        judge("trajectory", _trajectory_error(manifest, backend, checkpoint, limits, measure), "trajectory")
+    return measured
+
+
+@contextmanager
+def _opened(bundle: Path, manifest: Manifest) -> Iterator[OrtBackend]:
+    """The graphs in ONNX Runtime, those in half precision emulated."""
+    if manifest.precision == Precision.FP32:
+        with OrtBackend(bundle, manifest.graphs) as backend:
+            yield backend
+        return
+    with TemporaryDirectory() as folder:
+        graphs = {}
+        for name, graph in manifest.graphs.items():
+            model, file = emulated(onnx.load(bundle / graph.file)), Path(folder) / f"{name}.onnx"
+            file.write_bytes(model.SerializeToString())
+            graphs[name] = Graph(file.name, "", tensors_of(model.graph.input), tensors_of(model.graph.output))
+        with OrtBackend(Path(folder), graphs) as backend:
+            yield backend
 
 
 def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -72,19 +123,35 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(found.astype(np.float64) - expected).max()) / scale
 
 
-def _part_errors(backend: OrtBackend, checkpoint: Checkpoint) -> dict[str, float]:
-    """The worst error of each part over all, five and one active tokens, with a batch of two."""
+def noise_ratio(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """RMS of the difference over the RMS expected; infinite where not finite."""
+    if not np.isfinite(found).all():
+        return float("inf")
+    noise, signal = found.astype(np.float64) - expected, expected.astype(np.float64)
+    return float(np.linalg.norm(noise)) / (float(np.linalg.norm(signal)) or 1.0)
+
+
+def sqnr_db(ratio: float) -> float:
+    """A noise ratio in dB."""
+    return float(-20.0 * np.log10(max(ratio, _LEAST_RATIO)))
+
+
+def _part_errors(
+    backend: OrtBackend, checkpoint: Checkpoint, precision: Precision, measure: Measure
+) -> dict[str, float]:
+    """The worst error of each part over all and, with K/V, five and one active tokens, with a batch of two."""
     num_tokens = checkpoint.network.options.num_tokens
     errors: dict[str, float] = {}
-    for num_active in sorted({num_tokens, min(5, num_tokens), 1}):
-        feeds = _feeds(checkpoint, num_active)
+    for num_active in sorted({num_tokens, min(5, num_tokens), 1} if has_kv(backend) else {num_tokens}):
+        feeds = _feeds(checkpoint, num_active, precision)
         for name, part in parts_of(checkpoint.network).items():
             signature = backend.signature(name)
             given = {tensor.name: feeds[tensor.name] for tensor in signature.inputs}
+            fed = {tensor.name: given[tensor.name].astype(tensor.dtype, copy=False) for tensor in signature.inputs}
             expected = run_part(part, *(torch.from_numpy(array.copy()) for array in given.values()))
-            found = backend.run(name, given)
+            found = backend.run(name, fed)
             worst = max(
-                relative_error(found[tensor.name], reference.numpy())
+                measure(found[tensor.name], reference.numpy())
                 for tensor, reference in zip(signature.outputs, expected, strict=True)
             )
             errors[name] = max(worst, errors.get(name, 0.0))
@@ -93,31 +160,45 @@ def _part_errors(backend: OrtBackend, checkpoint: Checkpoint) -> dict[str, float
     return errors
 
 
-def _feeds(checkpoint: Checkpoint, num_active: int) -> Arrays:
-    """Inputs for any part: a batch of two with different active tokens in no order, and filled caches."""
+def _feeds(checkpoint: Checkpoint, num_active: int, precision: Precision) -> Arrays:
+    """Inputs for any part, in float32: a batch of two with different active tokens in no order, and filled caches.
+
+    The caches hold values that the precision has.
+    """
     options, rng = checkpoint.network.options, np.random.default_rng(num_active)
-    cache = (2, options.num_heads, options.num_tokens, options.d_model // options.num_heads)
+    heads = max(1, options.num_heads)  # without K/V nobody asks for a cache
+    cache = (2, heads, options.num_tokens, options.d_model // heads)
     return {
         "z": rng.standard_normal((2, num_active, options.num_channels), np.float32),
         "t": np.array([0.9, 0.05], np.float32),
         "token": np.stack([rng.permutation(options.num_tokens)[:num_active] for _ in range(2)]),
-        "past_key": rng.standard_normal(cache, np.float32),
-        "past_value": rng.standard_normal(cache, np.float32),
+        "past_key": precision.rounded(rng.standard_normal(cache, np.float32)),
+        "past_value": precision.rounded(rng.standard_normal(cache, np.float32)),
     }
 
 
-def _chain_error(model: Model, checkpoint: Checkpoint) -> float:
+def _chain_error(model: Model, checkpoint: Checkpoint, measure: Measure) -> float:
     options, rng = checkpoint.network.options, np.random.default_rng(0)
     z = rng.standard_normal((3, options.num_tokens, options.num_channels)).astype(np.float32)
     t = np.array([1.0, 0.3, 0.01], np.float32)
     expected = checkpoint.network(torch.from_numpy(z), torch.from_numpy(t)).numpy()
-    return relative_error(model.score(z, t), expected)
+    return measure(model.score(z, t), expected)
 
 
-def _trajectory_error(manifest: Manifest, backend: OrtBackend, checkpoint: Checkpoint, limits: Tolerances) -> float:
+def _trajectory_error(
+    manifest: Manifest, backend: OrtBackend, checkpoint: Checkpoint, limits: Tolerances, measure: Measure
+) -> float:
     """Three samples under the same noise, uncached, with ONNX Runtime and with PyTorch."""
-    found, expected = (
-        Model(manifest, rival).sample(3, steps=limits.trajectory_steps, solver=Solver.ANCESTRAL, cache=None).series
-        for rival in (backend, TorchBackend(checkpoint.network))
-    )
-    return relative_error(found, expected)
+    torch_backend = TorchBackend(checkpoint.network)
+    return measure(*(_trajectory(manifest, rival, limits) for rival in (backend, torch_backend)))
+
+
+def _rounding_error(manifest: Manifest, checkpoint: Checkpoint, limits: Tolerances) -> float:
+    """The same between PyTorch in float32 and in float64."""
+    backends = (TorchBackend(checkpoint.network), TorchBackend(checkpoint.network, torch.float64))
+    return relative_error(*(_trajectory(manifest, backend, limits) for backend in backends))
+
+
+def _trajectory(manifest: Manifest, backend: Backend, limits: Tolerances) -> NDArray[np.float32]:
+    model = Model(manifest, backend)
+    return model.sample(3, steps=limits.trajectory_steps, solver=Solver.ANCESTRAL, cache=None).series

@@ -7,22 +7,25 @@ code is 0 done, 1 a check failed or the run broke, 2 wrong use, 130 Ctrl-C. A bu
 
 import json
 import math
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from export.manifest import ManifestError, read_manifest
+from export.manifest import Manifest, ManifestError, read_manifest
+from export.places import BUNDLES, RUNS, find_bundle, real_series
 from runtime.backends.base import BackendName
 from runtime.cache.options import E2CRF, PolicyName, Preset
 from runtime.cache.plan import PLAN_FILE, read_plan
 from runtime.cache.policy import Cache, Reuse, Trigger
-from runtime.errors import BackendError, CacheWarning, OptionError, require
+from runtime.errors import BackendError, CacheWarning, OptionError, parse_word, require
 from runtime.progress import stages, steps_progress
 from runtime.sampler import Auto, Interrupted, Samples, load
 from runtime.score import Graphs
@@ -35,11 +38,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-RUNS, BUNDLES = Path("lightning_logs"), Path("bundles")
 STOPPED = 130  # exit code of Ctrl-C
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")]
-BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
+BundleArgument = Annotated[
+    Path, typer.Argument(help="Bundle: folder, name under bundles/, or `latest`.", callback=find_bundle)
+]
 ModelArgument = Annotated[str, typer.Argument(help="Checkpoint file, run_id, or `latest`.")]
 
 
@@ -66,21 +70,46 @@ def export(
     model: ModelArgument,
     bundle: Annotated[Path | None, typer.Option(help="Where to write; default bundles/<run_id>.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of another model.")] = False,
+    dtype: Annotated[str, typer.Option(help="Precision of the layers, for engines: fp32, fp16, bf16.")] = "fp32",
+    license: Annotated[str | None, typer.Option(help="For the model card: apache-2.0, cc-by-4.0 ...")] = None,
+    data: Annotated[str | None, typer.Option(help="Training data of an fdiff checkpoint: Hydra overrides.")] = None,
+    statistics: Annotated[str | None, typer.Option(help="Or its mean and std (.npz), or `none`.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Its domain, frequency or time, if the noise misleads.")] = None,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a verified bundle of split ONNX graphs.
 
     Example: e2crf export latest --bundle bundles/ecg
+    A checkpoint of FourierDiffusion: e2crf export fdiff.ckpt --data "datamodule=ecg datamodule.data_dir=data/ecg"
     """
-    from export.bundle import ExportOptions, export_bundle
+    from export.bundle import ExportOptions, default_folder, export_bundle
     from export.checkpoint import find_checkpoint, read_checkpoint
 
-    checkpoint = read_checkpoint(find_checkpoint(model, RUNS))
-    folder = bundle or BUNDLES / (checkpoint.run_id or checkpoint.path.stem)
+    checkpoint = read_checkpoint(find_checkpoint(model, RUNS), _supplement(data, statistics, domain))
+    folder = bundle or default_folder(checkpoint, dtype)
     with stages() as tell:
-        manifest = export_bundle(checkpoint, ExportOptions(folder, overwrite), tell)
-    result = {"bundle": str(folder), "graphs": len(manifest.graphs), "parity": manifest.parity}
-    _finish(result, as_json, f"{folder}: {len(manifest.graphs)} graphs, {_parity(manifest.parity)}")
+        manifest = export_bundle(checkpoint, ExportOptions(folder, overwrite, license, dtype), tell)
+    result = {"bundle": str(folder), "graphs": len(manifest.graphs), "precision": manifest.precision,
+              "parity": manifest.parity}  # fmt: skip
+    _finish(result, as_json, f"{folder}: {len(manifest.graphs)} graphs, {_parity(manifest)}")
+
+
+def _supplement(data: str | None, statistics: str | None, domain: str | None) -> Any:
+    """What the options tell of a checkpoint of upstream's, None if they are all left out."""
+    from export.upstream import Supplement, statistics_from_file
+
+    require(domain in (None, "frequency", "time"), "--domain must be frequency or time", domain, "leave it out")
+    require(data is None or statistics is None, "give either --data or --statistics", "both", "leave one out")
+    if data is not None:
+        from train.statistics import statistics_of_data
+
+        overrides = shlex.split(data)
+        return Supplement(lambda found: statistics_of_data(overrides, found), domain)
+    if statistics is not None:
+        known = None if statistics == "none" else statistics_from_file(Path(statistics))
+        return Supplement(lambda _: known, domain)
+    require(domain is None, "--domain needs --data or --statistics beside it", domain, "name the training data")
+    return None
 
 
 @app.command()
@@ -99,21 +128,59 @@ def verify(
     with stages() as tell:
         tell("verifying against PyTorch")
         errors = verify_bundle(bundle, manifest, checkpoint)
-    _finish({"bundle": str(bundle), "parity": errors}, as_json, f"{bundle}: {_parity(errors)}")
+    found = replace(manifest, parity=errors)
+    _finish({"bundle": str(bundle), "parity": errors}, as_json, f"{bundle}: {_parity(found)}")
 
 
 def _checkpoint_of(bundle: Path, model: str | None) -> Any:
     """The checkpoint a bundle was made from, named or found by its run_id; another one is refused."""
-    from export.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+    from export.checkpoint import CheckpointError, checkpoint_of, find_checkpoint
 
-    source = read_manifest(bundle, verify_digests=False).source
-    checkpoint = read_checkpoint(find_checkpoint(model or source.run_id or source.checkpoint, RUNS))
+    manifest = read_manifest(bundle, verify_digests=False)
+    source = manifest.source
+    checkpoint = checkpoint_of(find_checkpoint(model or source.run_id or source.checkpoint, RUNS), manifest)
     if checkpoint.digest != source.digest:
         raise CheckpointError(
             f"{checkpoint.path} is not what {bundle} was made from: its SHA-256 is {checkpoint.digest[:12]}..., "
             f"the bundle names {source.checkpoint} with {source.digest[:12]}...; give that file with --model"
         )
     return checkpoint
+
+
+@app.command()
+def build(
+    bundle: BundleArgument,
+    flavor: Annotated[str, typer.Option(help="rtx (TensorRT-RTX, needs no GPU), tensorrt.")] = "rtx",
+    parts: Annotated[str, typer.Option(help="step (the network as one engine), split, all.")] = "step",
+    batch: Annotated[int, typer.Option(help="Largest batch.")] = 64,
+    best_batch: Annotated[int | None, typer.Option(help="Batch to be fastest at; default the largest.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Numbers of tokens, as 5,64; default 8,32,128. N always.")] = None,
+    tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="Let float32 products round to 10 bits.")] = False,
+    target: Annotated[str | None, typer.Option(help="rtx: compute capabilities, as 8.6,8.9; default all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build the engines of a bundle; those that are there and whole are kept.
+
+    Example: e2crf build bundles/ecg --parts all
+    """
+    from engines.build import build_engines
+    from engines.describe import outcomes_in_words
+    from engines.flavor import Flavor
+    from engines.recipe import BUCKETS, Parts, Recipe
+
+    recipe = Recipe(
+        flavor=parse_word(Flavor, flavor, "flavour"),
+        parts=parse_word(Parts, parts, "set of parts"),
+        batch=batch,
+        best_batch=best_batch,
+        buckets=BUCKETS if tokens is None else _numbers(tokens, "--tokens", "5,64"),
+        tf32=tf32,
+        targets=() if target is None else tuple(word.strip() for word in target.split(",")),
+    )
+    with stages() as tell:
+        outcomes = build_engines(bundle, recipe, tell)
+    result, text = outcomes_in_words(outcomes)
+    _finish({"bundle": str(bundle)} | result, as_json, text)
 
 
 @app.command()
@@ -238,14 +305,13 @@ def calibrate(
     from bench.report import progress_on_terminal
 
     run = read_manifest(bundle, verify_digests=False).source.run_id
-    real = RUNS / str(run) / "reference.npz"
     options = CalibrateOptions(
         bundle=bundle,
         steps=_numbers(steps),
         solvers=tuple(word.strip() for word in solver.split(",")),
         grid=grid,
         budget=budget,
-        reference=reference or (real if real.is_file() else None),
+        reference=reference or real_series(run),
         minutes=minutes / 5 if quick else minutes,
         seed=seed,
         threads=threads,
@@ -266,11 +332,13 @@ def calibrate(
     _finish({"plan": str(path), "measured": found}, as_json, f"{path}: {verdict}")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str, option: str = "--steps", example: str = "1000") -> tuple[int, ...]:
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise OptionError(f"--steps must be whole numbers with commas between, found {text!r}; write 1000") from None
+        raise OptionError(
+            f"{option} must be whole numbers with commas between, found {text!r}; write {example}"
+        ) from None
 
 
 @app.command()
@@ -333,17 +401,77 @@ def bench(
 
 @app.command()
 def inspect(
-    what: Annotated[str | None, typer.Argument(help="Bundle folder; none: list the runs and bundles here.")] = None,
+    what: Annotated[str | None, typer.Argument(help="Bundle or run, by folder or name, or `latest`.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a bundle, or list the runs and bundles in this folder.
+    """Describe a bundle and print its model card, or a run; without a name list the runs and bundles here.
 
     Example: e2crf inspect bundles/ecg
     """
-    from runtime.describe import describe_bundle, list_here
+    from runtime.describe import describe
 
-    result, text = list_here(RUNS, BUNDLES) if what is None else describe_bundle(Path(what))
+    result, text = describe(what)
+    if "bundle" in result:
+        from engines.describe import describe_engines
+
+        folder = Path(result["bundle"])
+        engines, lines = describe_engines(folder, read_manifest(folder, verify_digests=False))
+        result, text = result | {"engines": engines}, "\n".join([text, lines, *_card_lines(result["card"])])
     _finish(result, as_json, text)
+
+
+def _card_lines(card: str | None) -> list[str]:
+    return [] if card is None else ["", card.rstrip()]
+
+
+Place = Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub, or file:FOLDER.")]
+
+
+@app.command()
+def push(
+    bundle: BundleArgument,
+    target: Place,
+    private: Annotated[bool, typer.Option("--private/--public", help="A repository that is made for it.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model in a folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Share a bundle: graphs, manifest, plan and model card go to the Hub or a folder; engines and reports stay.
+
+    Example: e2crf push bundles/ecg user/ecg
+    """
+    from export.card import UNKNOWN_LICENSE, read_card
+    from runtime.hub import PushOptions
+    from runtime.hub import push as push_bundle
+
+    card = read_card(bundle)
+    if card is None or card[1] == UNKNOWN_LICENSE:
+        _say("warning: the model card names no licence; set one with `e2crf export <model> --license apache-2.0`")
+    with stages() as tell:
+        tell(f"pushing {bundle}")
+        address = push_bundle(PushOptions(bundle, target, private, overwrite))
+    _finish({"bundle": str(bundle), "address": address}, as_json, f"{bundle} is at {address}")
+
+
+@app.command()
+def pull(
+    source: Place,
+    bundle: Annotated[Path | None, typer.Option(help="Where to write; default bundles/<name>.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a bundle from the Hub or a folder, and check every digest before it gets its name.
+
+    Example: e2crf pull user/ecg
+    """
+    from runtime.hub import PullOptions
+    from runtime.hub import pull as pull_bundle
+
+    folder = bundle or BUNDLES / source.rstrip("/").rpartition("/")[2].removeprefix("file:")
+    with stages() as tell:
+        tell(f"pulling {source}")
+        is_new = pull_bundle(PullOptions(source, folder, overwrite))
+    text = f"{folder} is {source}" if is_new else f"{folder} holds this model already and was kept as it is"
+    _finish({"bundle": str(folder), "source": source, "is_new": is_new}, as_json, text)
 
 
 @app.command()
@@ -352,10 +480,11 @@ def doctor(as_json: Json = False) -> None:
 
     Example: e2crf doctor
     """
+    from engines.describe import examine_engines
     from runtime.doctor import examine
 
-    result, text = examine()
-    _finish(result, as_json, text)
+    (result, text), (engines, lines) = examine(), examine_engines()
+    _finish(result | {"engines": engines}, as_json, f"{text}\n{lines}")
     if not result["sample"]["ready"]:
         raise typer.Exit(1)
 
@@ -364,9 +493,11 @@ def _finish(result: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(result) if as_json else text)
 
 
-def _parity(errors: dict[str, float]) -> str:
-    worst = max(errors, key=lambda name: errors[name])
-    return f"largest relative error against PyTorch {errors[worst]:.1e} ({worst})"
+def _parity(manifest: Manifest) -> str:
+    is_exact, parity = manifest.precision == "fp32", manifest.parity
+    worst = (max if is_exact else min)(parity, key=lambda name: parity[name])
+    what = "largest relative error" if is_exact else "least SQNR"
+    return f"{what} against PyTorch {manifest.parity_in_words(worst)} ({worst})"
 
 
 def _saving(drawn: Samples) -> str:
@@ -460,6 +591,8 @@ _EXTRAS = {
     "omegaconf": "train",
     "aeon": "train",
     "matplotlib": "bench",
+    "huggingface_hub": "hub",
+    "filelock": "rtx",
 }
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     ├── ValueError
     │   └── OptionError     an argument is wrong: unknown word, impossible number, knobs that contradict
     ├── BackendError        a backend cannot be opened, or failed while running
+    ├── HubError            the Hugging Face Hub refuses, or cannot be reached
     └── Warning
         └── CacheWarning    a cache did not do what a cache is for
 
@@ -23,6 +24,12 @@ class OptionError(ValueError):
 
 class BackendError(Exception):
     """A backend could not be opened or could not run."""
+
+
+class HubError(Exception):
+    """The Hugging Face Hub refused, or could not be reached."""
+
+    exit_code = 1
 
 
 class CacheWarning(UserWarning):

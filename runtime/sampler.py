@@ -55,6 +55,7 @@ class Samples:
 
     series: NDArray[np.float32]  # [n, N, C], time domain, data units
     stats: Stats
+    z: NDArray[np.float32]  # [n, N, C], the same as standardised tokens in the model's own domain
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class Model:
     def _collect(self, run: "_Run", batches: list[NDArray[np.float32]], begun: float) -> Samples:
         z = np.concatenate(batches)
         stats = run.recorder.finish(len(z), _num_diverged(z), time.perf_counter() - begun)
-        return Samples(self._series(z), stats)
+        return Samples(self._series(z), stats, z)
 
     def _series(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardised tokens -> series in the time domain and data units."""

@@ -58,13 +58,15 @@ class ScoreNetwork:
         self._gives = {tensor.name for tensor in signature.outputs}
         shape = (batch, network.num_heads, network.num_tokens, network.head_dim) if self.has_cache else (0,)
         layers = range(network.num_layers if self.has_cache else 0)
-        self.keys = [np.zeros(shape, np.float32) for _ in layers]
-        self.values = [np.zeros(shape, np.float32) for _ in layers]
+        kinds = [tensor.dtype for tensor in signature.inputs if tensor.name.startswith("past_key")]
+        kind = kinds[0] if kinds else "float32"  # of fp16 graphs: float16
+        self.keys = [np.zeros(shape, kind) for _ in layers]
+        self.values = [np.zeros(shape, kind) for _ in layers]
         self._calls: dict[tuple[int, int, int, bool], Call] = {}
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the K/V caches: L * 2 * B * N * d_model * 4, or 0 without K/V."""
+        """Bytes of the K/V caches: L * 2 * B * N * d_model * 4 (fp16: * 2), or 0 without K/V."""
         return sum(array.nbytes for array in (*self.keys, *self.values))
 
     @property
@@ -129,18 +131,22 @@ class ScoreNetwork:
         )
 
     def _bind_split(self, buffers: Buffers, samples: slice) -> Callable[[], None]:
-        bind, token = self._backend.bind, buffers["token"]
-        hidden = [np.zeros((*token.shape, self.d_model), np.float32) for _ in range(2)]
+        bind, token, num_layers = self._backend.bind, buffers["token"], self._manifest.network.num_layers
+        embed = self._backend.signature("embed")
+        sizes = dict(zip(("B", "S"), token.shape, strict=True))
+        shape = [size if isinstance(size, int) else sizes[size] for size in embed.outputs[0].shape]
+        hidden = [np.zeros(shape, np.float32) for _ in range(2)]
         if "hidden" in buffers:
-            hidden[len(self.keys) % 2] = buffers["hidden"]
-        given = {name: buffers[name] for name in ("z", "t", "token")}
-        calls = [bind("embed", given, {"hidden": hidden[0]})]
-        for index, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
-            before, after = hidden[index % 2], hidden[(index + 1) % 2]
-            inputs = {"hidden": before, "token": token, "past_key": key[samples], "past_value": value[samples]}
-            outputs = {"hidden_out": after, "present_key": key[samples], "present_value": value[samples]}
+            hidden[num_layers % 2] = buffers["hidden"]
+        calls = [bind("embed", {tensor.name: buffers[tensor.name] for tensor in embed.inputs}, {"hidden": hidden[0]})]
+        for index in range(num_layers):
+            inputs, outputs = {"hidden": hidden[index % 2]}, {"hidden_out": hidden[(index + 1) % 2]}
+            if self.has_cache:
+                key, value = self.keys[index][samples], self.values[index][samples]
+                inputs |= {"token": token, "past_key": key, "past_value": value}
+                outputs |= {"present_key": key, "present_value": value}
             calls.append(bind(layer_name(index), inputs, outputs))
-        calls.append(bind("head", {"hidden": hidden[len(self.keys) % 2]}, {"score": buffers["score"]}))
+        calls.append(bind("head", {"hidden": hidden[num_layers % 2]}, {"score": buffers["score"]}))
 
         def run() -> None:
             for call in calls:

@@ -1,7 +1,9 @@
 """A bundle is the network, is finished only when verified, and says so when it is damaged."""
 
+import copy
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from export.checkpoint import CheckpointError, read_checkpoint
 from export.graphs import graphs_of
 from export.manifest import MANIFEST_FILE, ManifestError, read_manifest
 from export.split import parts_of, run_part
-from export.verify import VerifyError, relative_error, verify_bundle
+from export.verify import Tolerances, VerifyError, relative_error, verify_bundle
 from tests.tiny import make_bundle, write_checkpoint
 
 
@@ -202,3 +204,16 @@ def test_a_manifest_survives_the_round_trip(tmp_path: Path) -> None:
     folder, _ = make_bundle(tmp_path)
     manifest = read_manifest(folder)
     assert manifest.to_json() == (folder / MANIFEST_FILE).read_text()
+
+
+def test_a_trajectory_beyond_its_tolerance_is_judged_by_what_float32_costs_pytorch(tmp_path: Path) -> None:
+    """Rounding passes at a tolerance of nothing; a network that is off by a thousandth does not."""
+    folder, checkpoint = make_bundle(tmp_path)
+    manifest = read_manifest(folder)
+    strict = Tolerances(part=1.0, chain=1.0, trajectory=0.0)
+    assert verify_bundle(folder, manifest, checkpoint, strict)["trajectory"] > 0
+    other = copy.deepcopy(checkpoint.network)
+    with torch.no_grad():
+        other.embedder.weight *= 1.001
+    with pytest.raises(VerifyError, match="trajectory differs from PyTorch"):
+        verify_bundle(folder, manifest, replace(checkpoint, network=other), strict)

@@ -68,7 +68,7 @@ def _other_schema(content: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (_foreign, "is not a checkpoint of e2crf"),
+        (_foreign, "is a checkpoint neither of e2crf nor of fdiff"),
         (lambda content: [1, 2], "holds a list, not a checkpoint"),
         (_nan, "1 of 24 values of unembedder.weight are NaN"),
         (_without_layer, "damaged or incomplete.*linear1.weight"),

@@ -12,14 +12,18 @@ ROOMS = ("train", "export", "engines", "runtime", "bench")
 
 # What each room (or file) may import of the others, by module prefix.
 PROCESS = ("runtime.sde", "runtime.fourier", "runtime.errors")  # one definition of the process
+BUNDLES = ("export.manifest", "export.places", "export.card")  # what a bundle is, where it lies, how it is told
 ALLOWED = {
     "train": PROCESS,
     "export/manifest.py": (),
-    "export/verify.py": ("export", "train.networks", "runtime.sampler", "runtime.backends", "runtime.solvers"),
+    "export/verify.py": ("export", "runtime.sampler", "runtime.score", "runtime.backends", "runtime.solvers"),
     "export/reference.py": ("export", "train.networks", "runtime.backends"),
     "export": ("train.networks", *PROCESS),
     "engines": ("export.manifest",),
     "runtime/cli.py": ROOMS,
+    "runtime/compat.py": ("runtime", "export"),  # exports a checkpoint on demand, as the command line does
+    "runtime/describe.py": ("runtime", *BUNDLES, "export.runs"),
+    "runtime/hub.py": ("runtime", *BUNDLES),
     "runtime": ("export.manifest",),
     "bench": ROOMS,
 }
@@ -58,6 +62,9 @@ def test_the_check_can_fail() -> None:
     assert len(_files()) > 30
     assert not _is_allowed("runtime/sampler.py", "train.networks")
     assert not _is_allowed("runtime/sampler.py", "export.graphs")
+    assert not _is_allowed("runtime/sampler.py", "export.places")
+    assert not _is_allowed("runtime/hub.py", "export.bundle")
+    assert not _is_allowed("runtime/compat.py", "train.networks")
     assert _is_allowed("runtime/sampler.py", "export.manifest")
 
 
@@ -82,3 +89,12 @@ def test_the_sampling_commands_load_no_torch(tmp_path: Path) -> None:
     code += "print([m for m in ('torch', 'tensorrt', 'polygraphy', 'onnx', 'lightning') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_serves_a_bare_machine_imports_nothing_heavier_than_the_runtime() -> None:
+    """Torch, YAML and the Hub's package come with the first call that needs them."""
+    heavy = {"torch", "onnx", "yaml", "omegaconf", "rich", "typer", "huggingface_hub", "lightning"}
+    code = "import sys, runtime.compat, runtime.describe, runtime.hub, export.card\n"
+    code += f"print(sorted({heavy!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -104,6 +104,11 @@ def open_backend(
     word, where = parse_word(BackendName, name, "backend"), parse_word(Device, device, "device")
     if where is not Device.CPU:
         raise OptionError(f"backend {word} runs on the cpu only, found device {device!r}; leave the device out")
+    if manifest.precision == "bf16":
+        raise OptionError(
+            "ONNX Runtime computes no bf16 on a CPU, found a bundle in bf16; export the model in fp32 or fp16, or "
+            "build engines of this bundle with `e2crf build`"
+        )
     if word is BackendName.FAKE:
         from runtime.backends.fake import gaussian_backend
 

@@ -1,0 +1,85 @@
+"""Where runs and bundles lie, what `latest` means, and how a finished folder gets its name; no torch.
+
+    lightning_logs/<run_id>/checkpoints/*.ckpt      runs, written by the train room
+    bundles/<name>/manifest.json                    bundles
+
+    find_bundle("bundles/ecg"), find_bundle("ecg"), find_bundle("latest")     # all of them folders
+
+The newest run is the one whose checkpoints were written last, the newest bundle the one whose manifest was.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from export.manifest import MANIFEST_FILE, ManifestError
+
+RUNS, BUNDLES = Path("lightning_logs"), Path("bundles")
+LATEST = "latest"
+
+
+def runs_in(folder: Path = RUNS) -> list[Path]:
+    """The folders of the runs that have a checkpoint, newest first."""
+    return _newest_first(folder, "checkpoints/*.ckpt")
+
+
+def bundles_in(folder: Path = BUNDLES) -> list[Path]:
+    """The folders of the bundles, newest first."""
+    return _newest_first(folder, MANIFEST_FILE)
+
+
+def _newest_first(folder: Path, pattern: str) -> list[Path]:
+    written: dict[Path, float] = {}
+    for file in folder.glob(f"*/{pattern}"):
+        place = folder / file.relative_to(folder).parts[0]
+        if not place.name.startswith("."):  # a stage that somebody is writing
+            written[place] = max(written.get(place, 0.0), file.stat().st_mtime)
+    return sorted(written, key=written.__getitem__, reverse=True)
+
+
+def find_bundle(name: str | Path) -> Path:
+    """The folder of a bundle: itself, one of this name under `bundles`, or `latest`, the newest of those.
+
+    A name that is none of them comes back as it is, for `read_manifest` to say what is missing.
+    """
+    path = Path(name)
+    if (path / MANIFEST_FILE).is_file():
+        return path
+    if str(path) == LATEST:
+        if not (known := bundles_in()):
+            raise ManifestError(
+                f"latest is the newest bundle under {BUNDLES}, found none; make one with `e2crf export latest`"
+            )
+        return known[0]
+    return BUNDLES / path if (BUNDLES / path / MANIFEST_FILE).is_file() else path
+
+
+def real_series(run_id: str | None) -> Path | None:
+    """The file of the real series that a run was trained and tested on, None where it is not here."""
+    path = RUNS / str(run_id) / "reference.npz"
+    return path if path.is_file() else None
+
+
+@contextmanager
+def staged(bundle: Path) -> Iterator[Path]:
+    """A hidden folder beside `bundle` that takes its name when the block ends well; otherwise nothing is left.
+
+    A folder that had the name makes way and is removed after that. A block that removes the stage leaves it all.
+    """
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
+    try:
+        yield stage
+        if not stage.exists():
+            return
+        stage.chmod(0o755)  # mkdtemp makes private folders
+        old = stage.with_name(stage.name + ".old")
+        if bundle.exists():
+            os.replace(bundle, old)
+        os.replace(stage, bundle)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
