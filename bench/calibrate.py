@@ -12,7 +12,9 @@ In this order, each stage shown by the progress bar:
 3. *The search*: for 1, 2, 3, ... refreshes, where the first of them lies (`alpha_prior`), how the others are spaced,
    what is reused, and whether low frequencies are recomputed in between.
 4. *The check* on noise that the search has not seen: sliced Wasserstein in the time and in the frequency domain
-   within the budget of the bar, no more diverged samples. The first number of refreshes that passes is the plan.
+   within the budget of the bar, no more diverged samples. The first number of refreshes that passes is the plan. Where
+   none does, the best one is, if it is within the budget of what computing every step gives (the better of uncached
+   and dense, on their noise): many refreshes can be better than all of them.
 
 Quality is the distance to real series where there are any (of the run's own, or of a file, the larger of test and
 train part: the plan is compared with the same model uncached, so that having seen them is no advantage), else to
@@ -60,6 +62,7 @@ _MODES = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
 _LEAST_SURPRISE = 1e-3  # in data std: less is rounding, which no guard should look at
 _FINALISTS = 8  # best of a number of refreshes, tried again on more samples
 _CHECKS = 4  # promising plans of a number of refreshes that are checked, the cheapest first
+_MANY, _EVERY_STEP = "many refreshes", "every step computed"  # what a plan is held against
 _HELD_OUT_SEED = 1 << 20  # added to the seed: noise that the search has not seen
 
 
@@ -74,7 +77,7 @@ class CalibrateOptions:
     budget: float = 0.02  # sliced Wasserstein may grow by this share
     reference: Path | None = None  # real series; None: the model's own samples judge
     minutes: float = 12.0  # aimed at, on the machine it runs on
-    most_refreshes: int = 16
+    most_refreshes: int = 32
     batch_size: int = 64
     seed: int = 0
     threads: int | None = None
@@ -89,7 +92,7 @@ class CalibrateOptions:
         parse_word(TimeGrid, self.grid, "time grid")
         require(0 <= self.budget < 10, "the budget must lie in [0, 10)", self.budget, "0.02 allows 2 %")
         require(0 < self.minutes < 1e4, "minutes must be positive", self.minutes, "12 is the default")
-        require(self.most_refreshes >= 2, "most_refreshes must be at least 2", self.most_refreshes, "16 is the default")
+        require(self.most_refreshes >= 2, "most_refreshes must be at least 2", self.most_refreshes, "32 is the default")
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "64 is the default")
 
 
@@ -162,6 +165,9 @@ class Score:
         return {"sw_time": self.time, "sw_frequency": self.frequency, "num_diverged": self.num_diverged}
 
 
+_BAR = Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR)
+
+
 @dataclass
 class _Watch:
     """A cache that runs a plan and keeps the surprise at each refresh."""
@@ -232,7 +238,7 @@ class _Calibration:
         self._choose_judges(sizes.check)  # first, since a file that cannot be read should not cost minutes
         uncached = self._draw("uncached trajectories", sizes.uncached, None)
         dense, self.drift = self._dense(sizes.uncached)
-        bar_plan = self._plan(Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR), _BAR_REFRESHES)
+        bar_plan = self._plan(_BAR, _BAR_REFRESHES)
         bar_found = self._draw("the bar", sizes.final, bar_plan)
         bars = {n: self._score_series(bar_found.series[:n]) for n in (sizes.search, sizes.final)}
         held_out_bar = self._score(self._draw("the bar on held-out noise", sizes.check, bar_plan, held_out=True))
@@ -242,9 +248,14 @@ class _Calibration:
         plan = self._with_surprise(found, sizes.final)
         both = min(sizes.uncached, sizes.final)
         same = self._draw("the plan", both, plan).series
+        on_same = self._score_series(same)
+        every_step = min((self._score_series(one.series[:both]) for one in (uncached, dense)), key=lambda s: s.time)
+        held = {_MANY: score.within(held_out_bar, options.budget),
+                _EVERY_STEP: on_same.within(every_step, options.budget)}  # fmt: skip
         measured = {
             "budget": options.budget,
-            "met": score.within(held_out_bar, options.budget),
+            "met": any(held.values()),
+            "within_budget_of": next((name for name, is_met in held.items() if is_met), None),
             "passes": plan.measured["passes"],
             "num_samples": {
                 "uncached": sizes.uncached,
@@ -255,7 +266,7 @@ class _Calibration:
             "judges": self.judged_by,
             "uncached": self._score(uncached).to_dict(),
             "dense": self._score(dense).to_dict(),
-            "plan_on_noise_of_uncached": self._score_series(same).to_dict() if both >= 2 else None,
+            "plan_on_noise_of_uncached": on_same.to_dict(),
             "bar_held_out": held_out_bar.to_dict(),
             "plan_held_out": score.to_dict(),
             "paired_bar_to_dense": paired_error(bar_found.series[:both], dense.series[:both], self.judges),
@@ -294,7 +305,7 @@ class _Calibration:
             self.judges = max(parts, key=lambda part: len(part.series))  # a few series tell plans apart badly
             self.judged_by = f"{len(self.judges.series)} real series"
         else:
-            plan = self._plan(Candidate(_BAR_ALPHA, "power 2", Reuse.RESIDUAL_LINEAR), _BAR_REFRESHES)
+            plan = self._plan(_BAR, _BAR_REFRESHES)
             own = self._draw("series that judge", 2 * max(n, 64), plan, seed=self.options.seed + 2 * _HELD_OUT_SEED)
             finite = own.series[np.isfinite(own.series).all(axis=(1, 2))]
             _require_finite(len(finite), len(own.series))
@@ -315,7 +326,7 @@ class _Calibration:
             ):  # half as long again
                 break
             ranked = self._ranked(candidates, count, sizes.search, bars[sizes.search])
-            candidates = [entry.candidate for entry in ranked[:8]]
+            candidates = list(dict.fromkeys([*(entry.candidate for entry in ranked[:8]), _BAR]))  # it meets the budget
             if self.can_split:
                 with_lows = [replace(candidate, lows=lows) for candidate in candidates[:4] for lows in (1, 2)]
                 ranked += self._ranked(with_lows, count, sizes.search, bars[sizes.search])

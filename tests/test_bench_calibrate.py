@@ -1,7 +1,7 @@
 """Calibration: on a model known in closed form next to nothing is needed, and what is promised of a plan holds."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_what_was_measured_is_told(begun: tuple[_Calibration, Plan]) -> None:
     _, plan = begun
     told = plan.measured
     assert set(told) == {
-        "budget", "met", "passes", "alpha_prior", "spacing", "num_samples", "judges", "uncached", "dense",
+        "budget", "met", "within_budget_of", "passes", "alpha_prior", "spacing", "num_samples", "judges", "uncached", "dense",
         "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out", "paired_bar_to_dense", "paired_plan_to_dense",
         "drift", "tried", "seconds",
     }  # fmt: skip
@@ -222,6 +222,38 @@ def test_a_budget_that_cannot_be_met_is_said_to_be() -> None:
     held_out, bar = told["plan_held_out"], told["bar_held_out"]
     over = max(held_out[name] / bar[name] for name in ("sw_time", "sw_frequency")) - 1
     assert over == pytest.approx(min(entry["held_out"] for entry in told["tried"]))  # the closest is kept
+
+
+def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_still(
+    monkeypatch: pytest.MonkeyPatch, correlated: Model
+) -> None:
+    told = calibration(correlated, budget=0.05).run().measured
+    assert (told["met"], told["within_budget_of"]) == (True, "many refreshes")
+    search = _Calibration._search
+
+    def far_from_the_bar(self: _Calibration, *arguments: Any) -> tuple[Plan, Score, list[dict[str, Any]]]:
+        plan, _, tried = search(self, *arguments)
+        return plan, Score(9.0, 9.0, 0), tried
+
+    monkeypatch.setattr(_Calibration, "_search", far_from_the_bar)
+    told = calibration(correlated, budget=0.05).run().measured
+    assert (told["met"], told["within_budget_of"]) == (True, "every step computed")
+    told = calibration(_restless(gaussian(16, VP(), "frequency").model), budget=0.0, most_refreshes=2).run().measured
+    assert (told["met"], told["within_budget_of"]) == (False, None)
+
+
+def test_the_way_of_the_bar_stays_among_the_candidates(monkeypatch: pytest.MonkeyPatch, correlated: Model) -> None:
+    """A search on few samples may drop what is best with many refreshes."""
+    ranked, tried = _Calibration._ranked, list[list[Candidate]]()
+
+    def heard(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
+        tried.append(list(candidates))
+        return ranked(self, candidates, *rest)
+
+    monkeypatch.setattr(_Calibration, "_ranked", heard)
+    calibration(correlated, budget=0.0, most_refreshes=4).run()
+    assert len(tried) > 1
+    assert all(bench.calibrate._BAR in candidates for candidates in tried)
 
 
 def test_a_larger_budget_is_never_dearer(correlated: Model) -> None:

@@ -130,9 +130,7 @@ def test_networks_without_kv_reuse_whole_steps(name: str, tmp_path: Path) -> Non
         uncached = model.sample(4, steps=50, cache=None)
         with pytest.warns(CacheWarning, match="never reused"):
             every = model.sample(4, steps=50, cache=E2CRF(R=1, alpha_prior=0.0))
-        half, tenth = (
-            model.sample(4, steps=50, cache=E2CRF(R=R, alpha_prior=0.0, reuse="residual")) for R in (2, 10)
-        )
+        half, tenth = (model.sample(4, steps=50, cache=E2CRF(R=R, alpha_prior=0.0, reuse="residual")) for R in (2, 10))
         usual = model.sample(4, steps=50)
     np.testing.assert_array_equal(every.series, uncached.series)
     assert (uncached.stats.passes, half.stats.passes, tenth.stats.passes, half.stats.cache_bytes) == (50, 25, 5, 0)
