@@ -97,9 +97,9 @@ def test_what_was_measured_is_told(begun: tuple[_Calibration, Plan]) -> None:
     _, plan = begun
     told = plan.measured
     assert set(told) == {
-        "budget", "met", "within_budget_of", "passes", "alpha_prior", "spacing", "num_samples", "judges", "uncached", "dense",
-        "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out", "paired_bar_to_dense", "paired_plan_to_dense",
-        "drift", "tried", "seconds",
+        "budget", "met", "within_budget_of", "passes", "alpha_prior", "spacing", "num_samples", "judges", "uncached",
+        "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out", "paired_bar_to_dense",
+        "paired_plan_to_dense", "drift", "tried", "seconds",
     }  # fmt: skip
     assert told["num_samples"] == {"uncached": 8, "search": 16, "final": 64, "check": 32}
     for name in ("uncached", "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out"):
