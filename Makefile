@@ -15,7 +15,7 @@ N ?= 64
 OUT ?= samples.npz
 DATA ?=
 
-.PHONY: install demo export verify engine calibrate sample bench test test-slow check format clean
+.PHONY: install demo export verify engine calibrate sample bench gpu-check test test-slow check format clean
 
 install: $(READY)
 
@@ -43,6 +43,10 @@ calibrate: $(READY)
 
 bench: $(READY)
 	$(E2CRF) bench $(BUNDLE)
+
+# On the machine with the GPU; it says of every backend what it lacks (pip install 'e2crf[tensorrt]' and so on).
+gpu-check: $(READY)
+	$(VENV)/bin/python -m bench.gpu_check $(if $(GPU_OUT),--out $(GPU_OUT))
 
 # --- the demo: every step is a command that anyone can type -----------------------------------------
 

@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx")
+LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "cuda-core", "tensorrt-cu13", "tensorrt-rtx-cu13")
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def sample(
     error_feedback: Annotated[float | None, typer.Option(help="e2crf: share of an error passed on.")] = None,
     energy_weighting: Annotated[bool | None, typer.Option(help="e2crf: threshold by energy, or plain.")] = None,
     backend: Annotated[str, typer.Option(help=f"One of {', '.join(BackendName)}.")] = BackendName.ONNXRUNTIME,
-    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; default: the backend's own.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads within one operator; default all.")] = None,
     graphs: Annotated[str, typer.Option(help=f"One of {', '.join(Graphs)}.")] = Graphs.STEP,
     as_json: Json = False,
@@ -593,6 +593,7 @@ _EXTRAS = {
     "matplotlib": "bench",
     "huggingface_hub": "hub",
     "filelock": "rtx",
+    "cuda": "gpu",
 }
 
 if __name__ == "__main__":

@@ -56,4 +56,4 @@ def _examine_sampling() -> dict[str, Any]:
 def _examine_gpu() -> str:
     if not Path("/proc/driver/nvidia/version").is_file():
         return "no NVIDIA driver found; everything here runs on the CPU"
-    return "an NVIDIA driver is installed; this version samples on the CPU all the same"
+    return "an NVIDIA driver is installed; sample with --backend tensorrt or --device cuda, check with `make gpu-check`"

@@ -263,19 +263,31 @@ class _Run:
         recorder = Recorder(model.facts.tokens.frequency, num_steps, size)
         shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
         noise = NoiseStream(self._seed, np.arange(first, first + size), shape, num_steps)
-        with model.network(size) as network:
-            trajectory = Trajectory(
-                model.facts, network, self._schedule, self._leaps, noise,
-                linear=self._linear, needs=self._cache.needs, feedback=self._cache.feedback,
-            )  # fmt: skip
+        with self._trajectory(noise) as trajectory:
             i = 0
             while i < num_steps:
                 i = self._step(i, first, trajectory, recorder)
-            recorder.cache_bytes = network.cache_bytes
-        recorder.state_bytes = trajectory.state_bytes
+        recorder.cache_bytes, recorder.state_bytes = trajectory.cache_bytes, trajectory.state_bytes
         recorder.work = trajectory.work
         self.recorder.add(recorder)  # only now: an interrupted batch leaves no trace
         return trajectory.z
+
+    @contextmanager
+    def _trajectory(self, noise: NoiseStream) -> Iterator[Trajectory]:
+        """A batch at its start, where the backend computes."""
+        model, schedule, cache = self._model, self._schedule, self._cache
+        on_device = model.backend.trajectory(
+            model.facts, schedule, noise, graphs=model.graphs,
+            linear=self._linear, needs=cache.needs, feedback=cache.feedback,
+        )  # fmt: skip
+        if on_device is not None:
+            yield on_device
+            return
+        with model.network(len(noise.samples)) as network:
+            yield Trajectory(
+                model.facts, network, schedule, self._leaps, noise,
+                linear=self._linear, needs=cache.needs, feedback=cache.feedback,
+            )  # fmt: skip
 
     def _step(self, i: int, first: int, trajectory: Trajectory, recorder: Recorder) -> int:
         """Take step i, or the run of steps from it that need no network; the step that comes next."""
@@ -318,16 +330,18 @@ def load(
     bundle: str | Path,
     backend: str = "onnxruntime",
     *,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
     graphs: str = Graphs.STEP,
+    stream: Any = None,
 ) -> Model:
     """Open a bundle: check it, and make it ready to score and sample.
 
     `threads` is the number used within one operator (default: all cores); `graphs` drives the network as one
-    `step` graph or as its `split` parts. Raises a `ManifestError` for a bundle that is missing or damaged.
+    `step` graph or as its `split` parts; `stream` is one of the caller's (pycuda's, or a handle) that a GPU backend
+    works on. Raises a `ManifestError` for a bundle that is missing or damaged.
     """
     path = Path(bundle)
     manifest = read_manifest(path)
-    opened = open_backend(backend, path, manifest, device=device, threads=threads)
+    opened = open_backend(backend, path, manifest, device=device, threads=threads, stream=stream)
     return Model(manifest, opened, graphs=graphs, bundle=path)

@@ -60,8 +60,8 @@ class ScoreNetwork:
         layers = range(network.num_layers if self.has_cache else 0)
         kinds = [tensor.dtype for tensor in signature.inputs if tensor.name.startswith("past_key")]
         kind = kinds[0] if kinds else "float32"  # of fp16 graphs: float16
-        self.keys = [np.zeros(shape, kind) for _ in layers]
-        self.values = [np.zeros(shape, kind) for _ in layers]
+        self.keys = [backend.zeros(shape, kind) for _ in layers]
+        self.values = [backend.zeros(shape, kind) for _ in layers]
         self._calls: dict[tuple[int, int, int, bool], Call] = {}
 
     @property

@@ -1,8 +1,9 @@
 """Checkpoints of FourierDiffusion and FastFourierDiffusion, exported without either.
 
 `tests/upstream/` holds checkpoints that the real code of both repositories trained and saved (torch 2.13, Lightning
-2.6 and, where the name says so, 2.0, the oldest that code runs with), each with what that code computed: scores by its own forward in eval mode, and two samples by its own sampler
-(caching off) over 50 steps, with the noise it drew. To make them again, with a repository's `src` on the path:
+2.6 and, where the name says so, 2.0, the oldest that code runs with), each with what that code computed: scores by
+its own forward in eval mode, and two samples by its own sampler (caching off) over 50 steps, with the noise it drew.
+To make them again, with a repository's `src` on the path:
 
     scheduler = VPScheduler(fourier_noise_scaling=True)                # or VEScheduler(sigma_max=2.0, ...)
     torch.manual_seed(N)
@@ -34,11 +35,13 @@ from numpy.typing import NDArray
 
 from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import CheckpointError, checkpoint_of, read_checkpoint
+from export.manifest import read_manifest
 from export.upstream import ALLOWED, Supplement, UpstreamError, statistics_from_file
 from runtime.cache.options import E2CRF
 from runtime.cli import main
 from runtime.compat import DiffusionSampler
 from runtime.errors import CacheWarning
+from runtime.fourier import dft
 from runtime.sampler import load
 
 FIXTURES = Path(__file__).parent / "upstream"
@@ -181,8 +184,16 @@ def test_the_command_line_takes_statistics_or_data(tmp_path: Path, monkeypatch: 
     np.savez("statistics.npz", mean=known["mean"], std=known["std"])
     assert run(["export", str(path), "--statistics", "statistics.npz", "--bundle", "one"]) == 0
     assert run(["verify", "one", "--model", str(path)]) == 0
-    data = "datamodule=synthetic datamodule.max_len=8"  # of one channel, the model has two
-    assert run(["export", str(path), "--data", data, "--bundle", "two"]) == 2
+    series = np.random.default_rng(0).standard_normal((40, 8, 2)).cumsum(axis=1)
+    np.savez("series.npz", train=series, test=series[:4])
+    data = "datamodule=npz datamodule.path=series.npz"
+    assert run(["export", str(path), "--data", data, "--bundle", "two"]) == 0
+    tokens = dft(series)
+    for name, expected in (("mean", tokens.mean(0)), ("std", tokens.std(0, ddof=1))):
+        found = np.asarray(getattr(read_manifest(Path("two")).standardisation, name))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    other = "datamodule=synthetic datamodule.max_len=8"  # of one channel, the model has two
+    assert run(["export", str(path), "--data", other, "--bundle", "three"]) == 2
     assert run(["export", str(path), "--statistics", "none", "--data", data, "--bundle", "three"]) == 2
     assert run(["export", str(path), "--domain", "frequency", "--bundle", "three"]) == 2
     assert not Path("three").exists()

@@ -24,6 +24,7 @@ ALLOWED = {
     "runtime/compat.py": ("runtime", "export"),  # exports a checkpoint on demand, as the command line does
     "runtime/describe.py": ("runtime", *BUNDLES, "export.runs"),
     "runtime/hub.py": ("runtime", *BUNDLES),
+    "runtime/backends/tensorrt.py": ("runtime", "export.manifest", "engines"),  # chooses and reads engines
     "runtime": ("export.manifest",),
     "bench": ROOMS,
 }

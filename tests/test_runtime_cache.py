@@ -76,6 +76,12 @@ class Listening:
     def run(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
         return self.inner.run(graph, feeds)
 
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return self.inner.zeros(shape, dtype)
+
+    def trajectory(self, *facts: Any, **options: Any) -> None:
+        return None
+
     def bind(self, graph: str, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
         call = self.inner.bind(graph, inputs, outputs)
 

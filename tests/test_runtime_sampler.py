@@ -350,10 +350,10 @@ def test_wrong_shapes_for_score_are_refused(tiny: tuple[Model, Checkpoint]) -> N
 
 def test_unknown_backends_and_devices_are_refused(tmp_path: Path) -> None:
     folder, _ = make_bundle(tmp_path)
-    with pytest.raises(OptionError, match="known ones are onnxruntime, fake"):
+    with pytest.raises(OptionError, match="known ones are onnxruntime, tensorrt"):
         load(folder, backend="torchscript")
     with pytest.raises(OptionError, match="runs on the cpu only"):
-        load(folder, device="cuda")
+        load(folder, backend="fake", device="cuda")
     with pytest.raises(OptionError, match="known ones are cpu, cuda"):
         load(folder, device="tpu")
     with pytest.raises(OptionError, match="threads must be at least 1"):

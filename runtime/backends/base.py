@@ -11,12 +11,19 @@ output buffer is an input buffer (the K/V caches), the backend writes in place.
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from export.manifest import Graph, Manifest
-from runtime.errors import BackendError, OptionError, parse_word
+from runtime.errors import BackendError, OptionError, parse_word, require
+
+if TYPE_CHECKING:
+    from runtime.cache.policy import Needs
+    from runtime.cache.state import ModelFacts, Trajectory
+    from runtime.noise import NoiseStream
+    from runtime.schedule import Schedule
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -38,6 +45,15 @@ class Backend(Protocol):
         Buffers are C-contiguous and stay where they are; a name may appear with the same array on both
         sides, and then the graph writes in place.
         """
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A cache of keys or values where the backend lives: as a NumPy array is sliced by sample, filled, bound."""
+
+    def trajectory(
+        self, facts: "ModelFacts", schedule: "Schedule", noise: "NoiseStream",
+        *, linear: bool, needs: "Needs", feedback: float, graphs: str,
+    ) -> "Trajectory | None":  # fmt: skip
+        """A batch at its start, in the backend's own memory; None where NumPy's arrays will do."""
 
     def close(self) -> None:
         """Free what the backend holds; it is not used afterwards."""
@@ -73,6 +89,17 @@ class BackendBase:
 
         return call
 
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A cache of keys or values where the backend lives."""
+        return np.zeros(shape, dtype)
+
+    def trajectory(
+        self, facts: "ModelFacts", schedule: "Schedule", noise: "NoiseStream",
+        *, linear: bool, needs: "Needs", feedback: float, graphs: str,
+    ) -> "Trajectory | None":  # fmt: skip
+        """None: the sampler's own, in NumPy's arrays."""
+        return None
+
     def close(self) -> None:
         """Free what the backend holds."""
 
@@ -87,6 +114,8 @@ class BackendName(StrEnum):
     """The backends by name."""
 
     ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
     FAKE = "fake"
 
 
@@ -97,17 +126,45 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+_DEVICES = {  # of each backend, its own choice first
+    BackendName.ONNXRUNTIME: (Device.CPU, Device.CUDA),
+    BackendName.TENSORRT: (Device.CUDA,),
+    BackendName.TENSORRT_RTX: (Device.CUDA,),
+    BackendName.FAKE: (Device.CPU,),
+}
+
+
 def open_backend(
-    name: str, bundle: Path, manifest: Manifest, *, device: str = "cpu", threads: int | None = None
+    name: str,
+    bundle: Path,
+    manifest: Manifest,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    stream: Any = None,
 ) -> BackendBase:
-    """Open a backend by name over a bundle; `threads` is the number used within one operator."""
-    word, where = parse_word(BackendName, name, "backend"), parse_word(Device, device, "device")
-    if where is not Device.CPU:
-        raise OptionError(f"backend {word} runs on the cpu only, found device {device!r}; leave the device out")
+    """Open a backend by name over a bundle; `threads` is the number used within one operator.
+
+    `stream` is for TensorRT: the handle of a stream of the caller's, or an object with that `handle` (pycuda's).
+    """
+    word = parse_word(BackendName, name, "backend")
+    devices = _DEVICES[word]
+    where = devices[0] if device is None else parse_word(Device, device, "device")
+    if where not in devices:
+        raise OptionError(
+            f"backend {word} runs on the {devices[0]} only, found device {device!r}; leave the device out"
+        )
+    takes_stream = word in (BackendName.TENSORRT, BackendName.TENSORRT_RTX)
+    require(stream is None or takes_stream, "a stream is for the TensorRT backends", str(word), "leave the stream out")
+    if takes_stream:
+        from runtime.backends.tensorrt import open_tensorrt
+
+        flavor = "tensorrt" if word is BackendName.TENSORRT else "rtx"
+        return open_tensorrt(bundle, manifest, flavor, stream=stream)
     if manifest.precision == "bf16":
         raise OptionError(
-            "ONNX Runtime computes no bf16 on a CPU, found a bundle in bf16; export the model in fp32 or fp16, or "
-            "build engines of this bundle with `e2crf build`"
+            f"ONNX Runtime computes no bf16 {'on a CPU' if where is Device.CPU else 'from NumPy arrays'}, found a "
+            "bundle in bf16; export the model in fp32 or fp16, or build engines of this bundle with `e2crf build`"
         )
     if word is BackendName.FAKE:
         from runtime.backends.fake import gaussian_backend
@@ -115,4 +172,4 @@ def open_backend(
         return gaussian_backend(manifest)
     from runtime.backends.ort import OrtBackend
 
-    return OrtBackend(bundle, manifest.graphs, threads=threads)
+    return OrtBackend(bundle, manifest.graphs, threads=threads, device=where)

@@ -1,12 +1,18 @@
-"""ONNX Runtime on the CPU: the embedded default.
+"""ONNX Runtime: the embedded default on the CPU, and its CUDA provider on a GPU.
 
 Sessions open on first use, so a run that needs only `step` never loads the parts. `bind` hands ONNX Runtime
 the addresses of NumPy buffers through an IOBinding: nothing is copied, and a K/V cache bound as input and
 output under one address is updated in place (the CPU scatter kernels then skip their copy; a test compares
 this with the plain call, since no document promises it).
+
+On a device the caches are memory of that device, bound in place in the same way; latents, tokens and scores have
+a twin there at a fixed address and are copied. Every bound call is then one CUDA graph, where the provider can
+capture the graph; TF32 is off, so that samples are the CPU's. The tests run this path with the CPU as the device;
+the provider itself is for `make gpu-check`.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +21,29 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.manifest import Graph
-from runtime.backends.base import Arrays, BackendBase
+from runtime.backends.base import Arrays, BackendBase, Device
 from runtime.errors import BackendError, require
+
+_CUDA = "CUDAExecutionProvider"
 
 
 class OrtBackend(BackendBase):
-    """The graphs of a bundle in ONNX Runtime sessions; `threads` within one operator, default all cores."""
+    """The graphs of a bundle in ONNX Runtime sessions; `threads` within one operator, default all cores.
+
+    `has_own_memory` is whether the device is to be treated as one with memory of its own; left out: not the CPU.
+    """
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Path, graphs: Mapping[str, Graph], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        graphs: Mapping[str, Graph],
+        *,
+        threads: int | None = None,
+        device: str = Device.CPU,
+        has_own_memory: bool | None = None,
+    ) -> None:
         super().__init__(graphs)
         require(
             threads is None or threads >= 1,
@@ -32,8 +51,16 @@ class OrtBackend(BackendBase):
             threads,
             "leave it out for all cores",
         )
-        self._bundle = bundle
+        if device == Device.CUDA and _CUDA not in (found := ort.get_available_providers()):
+            raise BackendError(
+                f"--device cuda needs an NVIDIA GPU and ONNX Runtime with {_CUDA}, found {', '.join(found)}; "
+                "install onnxruntime-gpu in place of onnxruntime, or leave the device out"
+            )
+        self._bundle, self._device = bundle, str(device)
+        self._has_own_memory = device != Device.CPU if has_own_memory is None else has_own_memory
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._captured: set[str] = set()  # graphs whose calls are CUDA graphs
+        self._numbers = count(1)  # of CUDA graphs
         self._options = ort.SessionOptions()
         self._options.log_severity_level = 3  # errors only
         self._options.intra_op_num_threads = threads or 0
@@ -42,25 +69,58 @@ class OrtBackend(BackendBase):
         if graph not in self._sessions:
             path = self._bundle / self.signature(graph).file
             try:
-                session = ort.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
+                self._sessions[graph] = self._open(graph, str(path))
+            except BackendError:
+                raise
             except Exception as error:  # ONNX Runtime raises its own unrelated types
                 raise BackendError(f"ONNX Runtime cannot open {path}: {error}; export the bundle again") from error
-            self._sessions[graph] = session
         return self._sessions[graph]
+
+    def _open(self, graph: str, path: str) -> ort.InferenceSession:
+        if self._device == Device.CPU:
+            return ort.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+        usual = {"use_tf32": "0"}
+        try:
+            session = ort.InferenceSession(
+                path, self._options, providers=[(_CUDA, usual | {"enable_cuda_graph": "1"}), "CPUExecutionProvider"]
+            )
+            self._captured.add(graph)
+        except Exception:  # some node of the graph runs elsewhere
+            session = ort.InferenceSession(path, self._options, providers=[(_CUDA, usual), "CPUExecutionProvider"])
+        if _CUDA not in session.get_providers():  # it falls back without an error
+            raise BackendError(
+                f"--device cuda needs an NVIDIA GPU that {_CUDA} can use, and it could use none here; "
+                "see `e2crf doctor`, or leave the device out"
+            )
+        return session
 
     def run(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """Run a graph once: named arrays in, named arrays out."""
         session = self._session(graph)
         names = [output.name for output in session.get_outputs()]
         try:
-            return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+            return dict(zip(names, session.run(names, dict(feeds), self._once(graph)), strict=True))
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed in graph {graph}: {error}; check shapes and memory") from error
 
-    def bind(self, graph: str, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
-        """Prepare a call over these very buffers, without a copy on either side."""
+    def _once(self, graph: str, number: int = -1) -> ort.RunOptions | None:
+        """Options of a run that is CUDA graph `number`, -1 for none; of a session without them None."""
+        if graph not in self._captured:
+            return None
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        return options
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A cache of keys or values: a NumPy array, or memory of the device."""
+        return DeviceCache(shape, dtype, self._device) if self._has_own_memory else super().zeros(shape, dtype)
+
+    def bind(self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Callable[[], None]:
+        """Prepare a call over these very buffers, without a copy on either side; on a device with those of caches."""
         session = self._session(graph)
         binding = session.io_binding()
+        if self._has_own_memory:
+            return self._bind_device(graph, session, binding, inputs, outputs)
         for name, array in inputs.items():
             binding.bind_input(name, *_address(name, array))
         for name, array in outputs.items():
@@ -72,9 +132,76 @@ class OrtBackend(BackendBase):
 
         return call
 
+    def _bind_device(
+        self,
+        graph: str,
+        session: ort.InferenceSession,
+        binding: Any,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+    ) -> Callable[[], None]:
+        twins: dict[str, ort.OrtValue] = {}
+        for values, attach in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+            for name, value in values.items():
+                if isinstance(value, DeviceRows):
+                    attach(name, self._device, 0, value.dtype, value.shape, value.address)
+                else:
+                    twins[name] = twin = _memory(value.shape, value.dtype.type, self._device)
+                    attach(name, self._device, 0, value.dtype.type, value.shape, twin.data_ptr())
+        sent = [(twins[name], value) for name, value in inputs.items() if name in twins]
+        fetched = [(twins[name], value) for name, value in outputs.items() if name in twins]
+        options, held = self._once(graph, next(self._numbers)), (inputs, outputs)
+
+        def call(_keep_alive: object = held) -> None:
+            for twin, value in sent:
+                twin.update_inplace(value)
+            session.run_with_iobinding(binding, options)
+            for twin, value in fetched:
+                value[...] = twin.numpy()
+
+        return call
+
     def close(self) -> None:
         """Drop the sessions."""
         self._sessions.clear()
+
+
+class DeviceCache:
+    """Keys or values of a batch in memory of a device; samples of it are bound by address."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, device: str) -> None:
+        self._empty = np.zeros(shape, dtype)
+        self._value = _memory(shape, self._empty.dtype.type, device)
+        self.nbytes = self._empty.nbytes
+        self.fill(0.0)
+
+    def fill(self, value: float) -> None:
+        """Forget what is kept."""
+        assert value == 0.0, "caches begin empty"
+        self._value.update_inplace(self._empty)
+
+    def __getitem__(self, samples: slice) -> "DeviceRows":
+        rows = self._empty[samples]
+        offset = rows.ctypes.data - self._empty.ctypes.data
+        return DeviceRows(self._value, self._value.data_ptr() + offset, rows.shape, rows.dtype.type)
+
+
+class DeviceRows:
+    """Some samples of a cache."""
+
+    def __init__(self, owner: ort.OrtValue, address: int, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+        self._owner, self.address, self.shape, self.dtype = owner, address, shape, dtype
+
+
+def _memory(shape: tuple[int, ...], dtype: type[np.generic], device: str) -> ort.OrtValue:
+    try:
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, 0)
+    except Exception as error:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize / 2**20
+        raise BackendError(
+            f"ONNX Runtime could not take {size:,.1f} MiB of {device} memory for a batch of {shape[0]} "
+            f"({' '.join(str(error).split())}); take --batch-size {max(1, shape[0] // 2)}, or leave the device out"
+        ) from error
 
 
 def _address(name: str, array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int, ...], int]:

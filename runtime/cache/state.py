@@ -90,7 +90,7 @@ class Trajectory:
         prior = noise.prior()
         batch, num_tokens, _ = prior.shape
         self._facts, self._network, self._schedule, self._leaps, self._noise = facts, network, schedule, leaps, noise
-        self.batch, self._i = batch, 0
+        self._keep_ages(batch, num_tokens)
         self._is_watched = bool(needs) or feedback > 0  # flags are slow to ask
         self._sums_impact, self._keeps_surprise = Needs.IMPACT in needs, Needs.SURPRISE in needs
         self.work = Work()
@@ -99,9 +99,6 @@ class Trajectory:
         self._before = np.zeros_like(self.z) if schedule.is_multistep else None  # z0 of the step before
         self._value = np.zeros_like(self.z)  # what the reuse mode caches
         self._slope = np.zeros_like(self.z) if linear else None  # its change per unit of t
-        self.made = np.full((batch, num_tokens), -1)  # the step each token was last recomputed at
-        self._refreshed = np.full(batch, -1)  # the step all tokens of a sample were last recomputed at
-        self._oldest_refresh = -1  # the least of them
         self._scratch = np.empty_like(self.z)
         self._score: Floats | None = None  # of all tokens of all samples, where this step asked for it
         self._rows = np.arange(batch)[:, None]
@@ -114,10 +111,22 @@ class Trajectory:
         self._surprise = np.zeros(batch, np.float32)
         self._feedback = Feedback(facts.tokens.frequency, feedback) if feedback else None
 
+    def _keep_ages(self, batch: int, num_tokens: int) -> None:
+        """What follows from the decisions alone, wherever the rest is."""
+        self.batch, self._i = batch, 0
+        self.made = np.full((batch, num_tokens), -1)  # the step each token was last recomputed at
+        self._refreshed = np.full(batch, -1)  # the step all tokens of a sample were last recomputed at
+        self._oldest_refresh = -1  # the least of them
+
     @property
     def state_bytes(self) -> int:
         """Bytes of this object's arrays, O(B N (C + D)); the K/V caches are the network's."""
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the K/V caches."""
+        return self._network.cache_bytes
 
     def at(self, i: int) -> "Trajectory":
         """The signals of step i."""

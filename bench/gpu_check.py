@@ -1,0 +1,314 @@
+"""`make gpu-check`: does every backend compute on this GPU what the CPU computes, and how fast; in minutes.
+
+    python -m bench.gpu_check --out gpu-check          # writes gpu-check.json and gpu-check.md there
+
+Nothing is downloaded: the model has the published size and random weights, which cost what trained ones cost. The
+CPU says what is right: scores, then the latents of a 50-step trajectory under the same noise. Each contender then
+has a process of its own, since one process takes one flavour of TensorRT, and one that breaks must not take the
+others along; whoever cannot run here says why in one sentence. A cell is whole trajectories, from noise to series,
+timed by device events; `call` is the network call within (TensorRT: by device events, too; others: by the clock,
+copies and launch included), `rest` what a step costs beside it.
+
+The check fails if a contender that runs is off by more than the tolerances: float32 without TF32, sums in another
+order, and the same rounding over 50 steps.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+
+from bench.machine import Machine, describe_machine
+from bench.records import plain, write_whole
+from engines.build import build_engines
+from engines.describe import examine_engines
+from engines.flavor import Flavor
+from engines.gpu import visible_gpu
+from engines.recipe import Recipe
+from export.bundle import ExportOptions, export_bundle
+from export.checkpoint import read_checkpoint
+from export.manifest import read_manifest
+from runtime.backends.base import Arrays, BackendBase
+from runtime.backends.fake import whole_graph
+from runtime.cache.plan import Plan
+from runtime.doctor import examine
+from runtime.errors import BackendError, parse_word
+from runtime.sampler import Model, load
+from runtime.sde import VP
+from train.checkpoint import KEY, ModelFacts
+from train.networks import NetworkOptions, ScoreNet, network_from_options
+
+STEPS = 50
+REFRESHES = (5, 20, 35, 45)
+BATCHES = (1, 16, 256)
+SCORE_TOLERANCE, TRAJECTORY_TOLERANCE = 1e-4, 1e-3  # of the largest value
+PUBLISHED = NetworkOptions(num_tokens=187, num_channels=1, dropout=0.0)
+LIMIT_S = 460.0  # for all of it
+CELL_S = 3.0  # of one cell
+_SLOWEST_S = 150.0  # of one contender, building included
+Clock = Callable[[Callable[[], object]], float]
+
+
+class Contender(StrEnum):
+    """Who is measured."""
+
+    EAGER = "pytorch-eager"
+    COMPILED = "pytorch-compiled"  # with CUDA graphs
+    ORT = "onnxruntime-cuda"
+    TENSORRT = "tensorrt"
+    RTX = "tensorrt-rtx"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Trajectories of one batch size, uncached or with a plan."""
+
+    batch: int
+    mode: str
+    repeats: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    call_ms: float  # one network call
+    rest_ms: float  # of one step, beside the network
+    gpu: str  # memory in use and clocks, as nvidia-smi tells
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one contender."""
+
+    name: str
+    reason: str = ""  # why it does not run here
+    score_error: float = float("nan")  # against the CPU, of the largest value
+    trajectory_error: float = float("nan")
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """One word, or why it does not run."""
+        if self.reason:
+            return self.reason
+        is_right = self.score_error <= SCORE_TOLERANCE and self.trajectory_error <= TRAJECTORY_TOLERANCE
+        return "right" if is_right else "WRONG"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the JSON file holds."""
+
+    machine: Machine
+    doctor: str
+    findings: list[Finding]
+    seconds: float
+
+
+class TorchGpu(BackendBase):
+    """The network in PyTorch on a device, eager or compiled; arrays come and go as in the other backends."""
+
+    name = "pytorch"
+
+    def __init__(self, network: ScoreNet, *, device: str, is_compiled: bool) -> None:
+        options = network.options
+        super().__init__({"step": whole_graph(options.num_tokens, options.num_channels)})
+        self._device, module = device, network.eval().to(device)
+        self._network = torch.compile(module, mode="reduce-overhead", dynamic=False) if is_compiled else module
+
+    @torch.inference_mode()
+    def run(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Run the network once."""
+        z, t = (torch.from_numpy(feeds[name]).to(self._device) for name in ("z", "t"))
+        return {"score": self._network(z, t).float().cpu().numpy()}
+
+
+def make_model(folder: Path, options: NetworkOptions = PUBLISHED) -> Path:
+    """A bundle of a network with random weights, its checkpoint, and what the CPU computes with it."""
+    torch.manual_seed(0)
+    network = network_from_options(options)
+    shape = (options.num_tokens, options.num_channels)
+    facts = ModelFacts(options, VP(), "frequency", torch.zeros(shape), torch.ones(shape), "random", "gpu-check")
+    checkpoint = folder / "random.ckpt"
+    torch.save({"state_dict": network.state_dict(), KEY: facts.to_dict()}, checkpoint)
+    export_bundle(read_checkpoint(checkpoint), ExportOptions(folder / "bundle"))
+    with load(folder / "bundle") as model:
+        score, trajectory = _computed(model).values()
+    np.savez(folder / "reference.npz", score=score, trajectory=trajectory)
+    return folder
+
+
+def _computed(model: Model) -> dict[str, NDArray[np.float32]]:
+    """Scores at some times, and the latents of two trajectories."""
+    network, rng = model.manifest.network, np.random.default_rng(0)
+    z = rng.standard_normal((2, network.num_tokens, network.num_channels)).astype(np.float32)
+    score = model.score(z, np.array([0.2, 0.8], np.float32))
+    return {"score": score, "trajectory": model.sample(2, steps=STEPS, solver="ancestral", cache=None).z}
+
+
+def open_contender(contender: Contender, folder: Path) -> Model:
+    """A contender over the model of a folder; an error in one sentence where it does not run."""
+    bundle = folder / "bundle"
+    if contender in (Contender.EAGER, Contender.COMPILED):
+        if not torch.cuda.is_available():
+            raise BackendError(f"PyTorch {torch.__version__} sees no GPU, found none; install its build for CUDA")
+        network = read_checkpoint(folder / "random.ckpt").network
+        backend = TorchGpu(network, device="cuda", is_compiled=contender is Contender.COMPILED)
+        return Model(read_manifest(bundle), backend)
+    if contender is Contender.ORT:
+        return load(bundle, device="cuda")
+    flavor = Flavor.TENSORRT if contender is Contender.TENSORRT else Flavor.RTX
+    build_engines(bundle, Recipe(flavor=flavor, batch=max(BATCHES), best_batch=16, buckets=()))
+    return load(bundle, backend=contender)
+
+
+def device_clock() -> Clock:
+    """Seconds between two events on the device, around work that has ended when it returns."""
+    from cuda.core import Device, EventOptions
+
+    device = Device()
+    device.set_current()
+    stream, options = device.create_stream(), EventOptions(timing_enabled=True)
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = stream.record(options=options)
+        work()
+        end = stream.record(options=options)
+        end.sync()
+        return float(end - start) / 1e3
+
+    return seconds
+
+
+def examine_contender(
+    name: str, model: Model, folder: Path, clock: Clock, *, cell_s: float = CELL_S, batches: tuple[int, ...] = BATCHES
+) -> Finding:
+    """Hold a contender against the CPU, then time it."""
+    with np.load(folder / "reference.npz") as reference:
+        errors = {
+            what: float(np.abs(found - reference[what]).max() / np.abs(reference[what]).max())
+            for what, found in _computed(model).items()
+        }
+    plan = Plan(source_digest=model.manifest.source.digest, steps=STEPS, solver="ddim", refreshes=REFRESHES)
+    cells = [_cell(model, clock, batch, mode, cache, cell_s)
+             for batch in batches for mode, cache in (("uncached", None), ("plan", plan))]  # fmt: skip
+    return Finding(name, "", errors["score"], errors["trajectory"], cells)
+
+
+def _cell(model: Model, clock: Clock, batch: int, mode: str, cache: Plan | None, cell_s: float) -> Cell:
+    def sample() -> None:
+        drawn.append(model.sample(batch, steps=STEPS, solver="ddim", cache=cache, batch_size=batch).stats)
+        del drawn[:-1]
+
+    drawn: list[Any] = []
+    for _ in range(2):  # contexts, captures, compilation
+        sample()
+    taken, begun = [clock(sample)], time.perf_counter()
+    while len(taken) < 10 or (len(taken) < 300 and time.perf_counter() - begun < cell_s):
+        taken.append(clock(sample))
+    work = drawn[0].work
+    p50, p90, p99 = (float(np.quantile(taken, q)) * 1e3 for q in (0.5, 0.9, 0.99))
+    call = work.seconds / work.calls * 1e3
+    return Cell(batch, mode, len(taken), p50, p90, p99, call, (p50 - work.seconds * 1e3) / STEPS, _gpu_state())
+
+
+def _gpu_state() -> str:
+    query = ["nvidia-smi", "--query-gpu=memory.used,clocks.sm,clocks.mem", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        return found.stdout.strip().splitlines()[0]
+    return ""
+
+
+def run_apart(contender: Contender, folder: Path, limit_s: float) -> Finding:
+    """Examine a contender in a process of its own."""
+    command = [sys.executable, "-m", "bench.gpu_check", "--one", contender, "--out", str(folder)]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, limit_s))
+    except subprocess.TimeoutExpired:
+        return Finding(contender, f"took longer than the {limit_s:.0f} s that were left for it")
+    lines = ran.stdout.splitlines()
+    if ran.returncode == 0 and lines:
+        value = json.loads(lines[-1])
+        return Finding(**(value | {"cells": [Cell(**cell) for cell in value["cells"]]}))
+    said = ran.stderr.strip().splitlines()
+    return Finding(contender, said[-1].removeprefix("error: ") if said else f"ended with code {ran.returncode}")
+
+
+def check(tell: Callable[[str], None]) -> Report:
+    """All of it; a `BackendError` without a GPU."""
+    if visible_gpu() is None:
+        raise BackendError(
+            "gpu-check needs an NVIDIA GPU and its driver, and none was found here; run it on the machine with the "
+            "GPU, `make test` checks the rest here"
+        )
+    begun, machine = time.perf_counter(), describe_machine()
+    doctor = "\n".join((examine()[1], examine_engines()[1]))
+    with tempfile.TemporaryDirectory() as name:
+        tell("a model, and what the CPU computes with it")
+        folder, findings = make_model(Path(name)), []
+        for contender in Contender:
+            tell(contender)
+            left = LIMIT_S - (time.perf_counter() - begun)
+            findings.append(run_apart(contender, folder, min(_SLOWEST_S, left)))
+    return Report(machine, doctor, findings, time.perf_counter() - begun)
+
+
+def markdown_of(report: Report) -> str:
+    """Verdicts and cells as tables."""
+    lines = [
+        f"{report.machine.gpu}; {report.seconds:.0f} s; {STEPS} steps, {len(REFRESHES)} network calls with the plan",
+        "",
+        "| contender | scores off by | trajectory off by | |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    lines += [f"| {f.name} | {f.score_error:.1e} | {f.trajectory_error:.1e} | {f.verdict} |" for f in report.findings]
+    lines += [
+        "",
+        "| contender | batch | | p50 ms | p90 ms | p99 ms | call ms | rest ms a step | memory, clocks |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for finding in report.findings:
+        for c in finding.cells:
+            times = " | ".join(f"{value:.3g}" for value in (c.p50_ms, c.p90_ms, c.p99_ms, c.call_ms, c.rest_ms))
+            lines.append(f"| {finding.name} | {c.batch} | {c.mode} | {times} | {c.gpu} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for gpu-check.json and gpu-check.md.")] = Path("gpu-check"),
+    one: Annotated[str | None, typer.Option(hidden=True, help="Examine this contender over the model in OUT.")] = None,
+) -> None:
+    """Check every backend on this GPU against the CPU, and time it.
+
+    Example: python -m bench.gpu_check --out gpu-check
+    """
+    if one is not None:
+        contender = parse_word(Contender, one, "contender")
+        with open_contender(contender, out) as model:
+            print(json.dumps(asdict(examine_contender(contender, model, out, device_clock()))))
+        return
+    report = check(lambda line: print(line, file=sys.stderr, flush=True))
+    out.mkdir(parents=True, exist_ok=True)
+    text = markdown_of(report)
+    write_whole(out / "gpu-check.json", json.dumps(plain(asdict(report)), indent=1) + "\n")
+    write_whole(out / "gpu-check.md", text)
+    print(text, end="")
+    if any(finding.verdict == "WRONG" for finding in report.findings):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    from runtime.cli import run_as_command
+
+    run_as_command(main)

@@ -1,0 +1,75 @@
+"""ONNX Runtime with caches in memory of a device, the CPU standing in for one: samples are the plain backend's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.manifest import read_manifest
+from runtime.backends.ort import OrtBackend
+from runtime.cache.options import E2CRF
+from runtime.cli import main
+from runtime.errors import BackendError
+from runtime.sampler import Model, load
+from tests.tiny import make_bundle
+
+CACHES = {
+    "uncached": None,
+    "interval": E2CRF(R=7, K=2, low_every=3),
+    "published": E2CRF(policy="e2crf", K=2, R=8, error_feedback=0.1, random_probe_ratio=0.2),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("tiny"))[0]
+
+
+@pytest.mark.parametrize("graphs", ["step", "split"])
+@pytest.mark.parametrize("cache", CACHES)
+def test_samples_are_bit_for_bit_those_of_the_plain_backend(bundle: Path, cache: str, graphs: str) -> None:
+    """The same kernels on the same machine: no tolerance."""
+    manifest = read_manifest(bundle)
+    device = OrtBackend(bundle, manifest.graphs, threads=1, has_own_memory=True)
+    with load(bundle, threads=1, graphs=graphs) as plain, Model(manifest, device, graphs=graphs) as model:
+        for _ in range(2):  # the second time with buffers that were used before
+            found, expected = (m.sample(5, steps=24, batch_size=3, cache=CACHES[cache]) for m in (model, plain))
+            assert np.array_equal(found.z, expected.z)
+        assert found.stats.cache_bytes == expected.stats.cache_bytes
+
+
+def test_without_the_cuda_provider_one_sentence_says_so(
+    bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match=r"needs an NVIDIA GPU and ONNX Runtime with CUDA\w+, found CPU"):
+        load(bundle, device="cuda")
+    for arguments in (["--device", "cuda"], ["--backend", "tensorrt"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["sample", str(bundle), "--out", str(tmp_path / "samples.npz"), *arguments])
+        assert stop.value.code == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        assert "NVIDIA GPU" in said
+
+
+def test_a_provider_that_falls_back_to_the_cpu_is_noticed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime opens the session all the same where its CUDA libraries are missing."""
+    import onnxruntime as ort
+
+    real, asked = ort.InferenceSession, []
+
+    def session(path: str, options: ort.SessionOptions, providers: list[object]) -> ort.InferenceSession:
+        asked.append(providers)
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    with load(bundle, device="cuda") as model:
+        with pytest.raises(BackendError, match="could use none here"):
+            model.backend.run("head", {})
+        with pytest.raises(BackendError, match=r"of cuda memory for a batch of 6 \(.*\); take --batch-size 3"):
+            model.sample(6, steps=4)
+    first = asked[0][0]
+    assert first == ("CUDAExecutionProvider", {"use_tf32": "0", "enable_cuda_graph": "1"})

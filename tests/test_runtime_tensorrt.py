@@ -1,0 +1,360 @@
+"""The TensorRT backend's real code over a driver that records, checks and carries out: whole trajectories, no GPU.
+
+Oracle of the samples: the CPU backend, same seed. Tolerance: 1e-5 of the latents' scale, float32 summed in another
+order over all steps.
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import runtime
+from engines.flavor import Flavor
+from engines.recipe import Parts, Recipe
+from export.bundle import ExportOptions, export_bundle
+from export.checkpoint import read_checkpoint
+from export.manifest import read_manifest
+from runtime.backends.cuda import DeviceArray
+from runtime.backends.tensorrt import Cache
+from runtime.cache.options import E2CRF
+from runtime.cache.plan import Plan
+from runtime.cache.policy import Decision, Decisions, Event, Needs, Policy, Reuse, Signals, Step, TokenFacts
+from runtime.errors import BackendError, OptionError
+from runtime.sampler import Model, load
+from tests.recording_driver import RecordingDriver, compiled_kernels, open_recorded, write_engines
+from tests.test_export_precision import without_cache
+from tests.tiny import make_bundle, write_checkpoint
+
+RECIPE = Recipe(flavor=Flavor.TENSORRT, parts=Parts.ALL, batch=4, buckets=(4, 8))
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compiled_kernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, _ = make_bundle(tmp_path_factory.mktemp("tiny"))
+    write_engines(folder, RECIPE)
+    return folder
+
+
+@pytest.fixture
+def opened(bundle: Path, kernels: ctypes.CDLL) -> Iterator[tuple[Model, RecordingDriver]]:
+    backend, driver = open_recorded(bundle, kernels)
+    with Model(read_manifest(bundle), backend, bundle=bundle) as model:
+        yield model, driver
+
+
+def plan_of(bundle: Path, **options: Any) -> Plan:
+    digest = read_manifest(bundle).source.digest
+    usual = {"steps": STEPS, "solver": "ddim", "refreshes": (3, 10, 17)}
+    return Plan(source_digest=digest, **(usual | options))
+
+
+def assert_same(model: Model, bundle: Path, n: int = 5, *, tolerance: float = 1e-5, **options: Any) -> runtime.Samples:
+    options = {"steps": STEPS, "batch_size": 3, "seed": 2**63 + 11} | options
+    with load(bundle, threads=1) as plain:
+        expected = plain.sample(n, **options)
+    found = model.sample(n, **options)
+    scale = np.abs(expected.z).max()
+    assert np.abs(found.z - expected.z).max() <= tolerance * scale
+    assert np.array_equal(found.stats.events, expected.stats.events)
+    assert np.array_equal(found.stats.recomputed, expected.stats.recomputed)
+    return found
+
+
+@pytest.mark.parametrize("graphs", ["step", "split"])
+@pytest.mark.parametrize("solver", ["euler_maruyama", "ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde"])
+def test_uncached_samples_are_those_of_the_cpu(bundle: Path, kernels: ctypes.CDLL, solver: str, graphs: str) -> None:
+    backend, _ = open_recorded(bundle, kernels)
+    with Model(read_manifest(bundle), backend, graphs=graphs) as model:
+        assert_same(model, bundle, solver=solver, cache=None)
+
+
+@pytest.mark.parametrize("reuse", ["feature", "data", "data-linear", "residual", "residual-linear"])
+@pytest.mark.parametrize("solver", ["ancestral", "dpmpp_2m"])
+def test_cached_samples_are_those_of_the_cpu(
+    opened: tuple[Model, RecordingDriver], bundle: Path, reuse: str, solver: str
+) -> None:
+    """Refreshes, low frequencies padded to a bucket, prior phase, reuse."""
+    found = assert_same(opened[0], bundle, solver=solver, cache=E2CRF(R=7, K=2, low_every=3, reuse=reuse))
+    assert {"prior", "first", "refresh", "low", "reuse"} <= set(found.stats.event_counts)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A plan whose policy notes the surprise at every step."""
+
+    plan: Plan
+    noted: dict[int, Any]
+    reuse: str = Reuse.RESIDUAL_LINEAR
+    needs: Needs = Needs.SURPRISE
+    feedback: float = 0.0
+
+    def concrete(self, facts: TokenFacts, steps: Sequence[Step]) -> Policy:
+        policy = self.plan.concrete(facts, steps)
+
+        def noting(step: Step, signals: Signals) -> Decisions:
+            self.noted[step.index] = signals.surprise.copy()
+            return policy(step, signals)
+
+        return noting
+
+
+def test_a_guard_that_refreshes_some_samples_gives_the_cpus_samples(
+    opened: tuple[Model, RecordingDriver], bundle: Path
+) -> None:
+    """The limits lie between the surprises of the samples, so that at step 13 some are refreshed once more while the
+    others recompute their low frequencies, against their own keys and values."""
+    usual: dict[str, Any] = {"K": 3, "low_steps": (7, 13), "guard": 1.0}
+    noted: dict[int, Any] = {}
+    with load(bundle, threads=1) as plain:
+        watched = Watched(plan_of(bundle, surprise=(1e9, 1e9, 1e9), **usual), noted)
+        plain.sample(3, steps=STEPS, solver="ddim", cache=watched, seed=2**63 + 11, batch_size=3)
+    limits = [float(np.sort(noted[step])[-2:].mean()) for step in (11, 18)]
+    guarded = plan_of(bundle, surprise=(1e9, *limits), **usual)
+    found = assert_same(opened[0], bundle, n=3, solver=None, cache=guarded)
+    assert sorted(found.stats.events[13].tolist())[-2:] == [1, 2]  # the sample that is furthest off, and the others
+
+
+@pytest.mark.parametrize("trigger", ["feature", "impact"])
+def test_the_published_policy_runs_on_the_host_with_caches_on_the_device(
+    opened: tuple[Model, RecordingDriver], bundle: Path, trigger: str
+) -> None:
+    model, driver = opened
+    cache = E2CRF(policy="e2crf", K=2, R=8, trigger=trigger, error_feedback=0.1, random_probe_ratio=0.1)
+    found = assert_same(model, bundle, cache=cache)
+    assert found.stats.event_counts["chosen"] > 0
+    calls = [dict(entry[-1]) for entry in driver.log if entry[0] == "enqueue"]
+    kept = {call[name] for call in calls for name in call if name.startswith(("past", "present"))}
+    assert not [entry for entry in driver.log if entry[0] in ("upload", "download") and entry[1] in kept]
+
+
+@pytest.mark.parametrize("backbone", ["lstm", "mlp"])
+def test_a_network_without_keys_and_values_runs_whole_steps(
+    tmp_path: Path, kernels: ctypes.CDLL, backbone: str
+) -> None:
+    folder = tmp_path / "bundle"
+    export_bundle(without_cache(tmp_path, backbone), ExportOptions(folder))
+    write_engines(folder, RECIPE)
+    for graphs in ("step", "split"):
+        backend, _ = open_recorded(folder, kernels)
+        with Model(read_manifest(folder), backend, graphs=graphs) as model:
+            assert_same(model, folder, cache=E2CRF(R=5))
+
+
+def test_half_precision_keeps_half_the_bytes(tmp_path: Path, kernels: ctypes.CDLL) -> None:
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "tiny.ckpt"))
+    export_bundle(checkpoint, ExportOptions(tmp_path / "bundle", precision="fp16"))
+    write_engines(tmp_path / "bundle", RECIPE)
+    backend, _ = open_recorded(tmp_path / "bundle", kernels)
+    with Model(read_manifest(tmp_path / "bundle"), backend) as model:
+        found = assert_same(model, tmp_path / "bundle", cache=E2CRF(R=7, K=2), tolerance=5e-3)  # halves round apart
+    assert found.stats.cache_bytes == 2 * 2 * 3 * 15 * 12 * 2
+
+
+@dataclass(frozen=True)
+class OnlyLow:
+    """A cache that never asks for all tokens: what is not asked for is what the caches began with."""
+
+    reuse: str = Reuse.RESIDUAL
+    needs: Needs = Needs.NOTHING
+    feedback: float = 0.0
+
+    def concrete(self, facts: TokenFacts, steps: Sequence[Step]) -> Policy:
+        return lambda step, signals: Decision(Event.LOW, np.arange(3))
+
+
+def test_a_trajectory_begins_with_empty_caches(opened: tuple[Model, RecordingDriver], bundle: Path) -> None:
+    """Twice, so that the second one would find the keys and values of the first."""
+    for steps in (7, STEPS):
+        assert_same(opened[0], bundle, cache=OnlyLow(), steps=steps)
+
+
+def test_a_step_is_one_launch_and_nothing_crosses_over(opened: tuple[Model, RecordingDriver]) -> None:
+    """Uncached, 24 steps: both directions run plainly once, are captured once, and are replayed from then on."""
+    model, driver = opened
+    model.sample(3, steps=STEPS, cache=None, batch_size=3)
+    begin = next(i for i, entry in enumerate(driver.log) if entry[:2] == ("launch", "start"))
+    steps = [entry for entry in driver.log[begin + 1 :] if entry[0] not in ("allocate", "context", "load")]
+    replays = [entry[1] for entry in steps if entry[0] == "replay"]
+    assert replays == [0, 1] * 11
+    plain = [entry[1] for entry in steps if entry[0] in ("launch", "enqueue")]
+    assert plain == ["gather", "step", "settle", "advance"] * 2
+    captured = [entry[2] for entry in steps if entry[0] == "captured"]
+    assert captured == ["gather", "step", "settle", "advance"] * 2
+    assert [entry[0] for entry in steps if entry[0] in ("upload", "download")] == ["upload", "download"]  # tokens, z
+    again = len(driver.log)
+    model.sample(3, steps=STEPS, cache=None, batch_size=3)
+    kinds = [entry[0] for entry in driver.log[again:]]
+    assert kinds.count("replay") == STEPS
+    assert "context" not in kinds
+    assert "captured" not in kinds
+    assert "allocate" not in kinds
+
+
+def test_caches_change_places_at_every_call(opened: tuple[Model, RecordingDriver]) -> None:
+    model, driver = opened
+    model.sample(2, steps=6, cache=None, batch_size=2)
+    calls = [dict(entry[-1]) for entry in driver.log if "enqueue" in entry[:2]]
+    for name in ("key_00", "value_00", "key_01", "value_01"):
+        past, present = ([call[f"{when}_{name}"] for call in calls] for when in ("past", "present"))
+        assert past == [past[0], present[0]] * 2
+        assert present == [present[0], past[0]] * 2
+    assert len({call["z"] for call in calls}) == 1
+
+
+def test_each_set_runs_in_the_least_bucket_that_holds_it(opened: tuple[Model, RecordingDriver]) -> None:
+    """Profiles are for 4, 8 and 15 tokens: 3 low tokens take the first, 5 the second, a refresh the last."""
+    model, driver = opened
+    for frequencies, profile in ((2, 0), (3, 1)):
+        before = len(driver.log)
+        model.sample(2, steps=STEPS, batch_size=2, cache=E2CRF(R=8, K=frequencies, low_every=4, alpha_prior=0.0))
+        used = {entry[entry.index("enqueue") + 2] for entry in driver.log[before:] if "enqueue" in entry}
+        assert profile in used
+        assert used <= {profile, 2}
+    assert model.backend.bucket("step", 9) == 15  # type: ignore[attr-defined]
+
+
+def test_an_engine_that_cannot_be_captured_runs_all_the_same(bundle: Path, kernels: ctypes.CDLL) -> None:
+    backend, driver = open_recorded(bundle, kernels, can_capture=False)
+    with Model(read_manifest(bundle), backend) as model:
+        assert_same(model, bundle, cache=None)
+    assert "replay" not in {entry[0] for entry in driver.log}
+
+
+def test_a_trajectory_that_was_broken_off_leaves_nothing_behind(
+    opened: tuple[Model, RecordingDriver], bundle: Path
+) -> None:
+    model, _ = opened
+
+    def stop(info: Any) -> None:
+        if info.index == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.sample(3, steps=STEPS, batch_size=3, cache=None, on_step=stop)
+    assert_same(model, bundle, cache=None)
+
+
+def test_every_step_can_be_watched(opened: tuple[Model, RecordingDriver], bundle: Path) -> None:
+    told: dict[str, list[Any]] = {"cpu": [], "gpu": []}
+    options: dict[str, Any] = {"steps": STEPS, "batch_size": 2, "cache": E2CRF(R=7, K=2)}
+    with load(bundle, threads=1) as plain:
+        plain.sample(2, **options, on_step=lambda info: told["cpu"].append((info.z.copy(), info.data.copy())))
+    opened[0].sample(2, **options, on_step=lambda info: told["gpu"].append((info.z, info.data)))
+    for cpu, gpu in zip(told["cpu"], told["gpu"], strict=True):
+        for one, other in zip(cpu, gpu, strict=True):
+            np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
+
+
+def test_scores_are_those_of_the_cpu(opened: tuple[Model, RecordingDriver], bundle: Path) -> None:
+    rng = np.random.default_rng(0)
+    z, t = rng.standard_normal((3, 15, 2)).astype(np.float32), np.array([0.1, 0.5, 0.9], np.float32)
+    with load(bundle, threads=1) as plain:
+        np.testing.assert_allclose(opened[0].score(z, t), plain.score(z, t), rtol=1e-6)
+
+
+def test_latents_are_an_array_that_pycuda_takes_without_a_copy(opened: tuple[Model, RecordingDriver]) -> None:
+    """`pycuda.gpuarray` and its like read address, shape and type from this dictionary."""
+    model, _ = opened
+    with pytest.raises(BackendError, match="no batch was drawn on the device yet"):
+        _ = model.backend.latents  # type: ignore[attr-defined]
+    drawn = model.sample(2, steps=5, batch_size=2, cache=None)
+    found = model.backend.latents.__cuda_array_interface__  # type: ignore[attr-defined]
+    assert (found["shape"], found["typestr"], found["version"]) == ((2, 15, 2), "<f4", 3)
+    there = np.ctypeslib.as_array(ctypes.cast(found["data"][0], ctypes.POINTER(ctypes.c_float)), found["shape"])
+    assert np.array_equal(there, drawn.z)
+
+
+def test_arrays_that_are_on_the_device_are_bound_where_they_are(opened: tuple[Model, RecordingDriver]) -> None:
+    model, driver = opened
+    backend: Any = model.backend
+    hidden, score = DeviceArray(driver, (2, 15, 12), "float32"), DeviceArray(driver, (2, 15, 2), "float32")
+    driver.upload(hidden.address, np.ones(hidden.shape, np.float32))
+    before = len(driver.log)
+    backend.bind("head", {"hidden": hidden}, {"score": score})()
+    assert not {entry[0] for entry in driver.log[before:]} & {"upload", "download", "copy"}
+    assert np.array_equal(score.numpy(), backend.run("head", {"hidden": hidden.numpy()})["score"])
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_one_sentence_says_so(bundle: Path) -> None:
+    for name in ("tensorrt", "tensorrt-rtx"):
+        with pytest.raises(BackendError, match=f"backend {name} needs an NVIDIA GPU and its driver"):
+            load(bundle, backend=name)
+    with pytest.raises(OptionError, match="backend tensorrt runs on the cuda only, found device 'cpu'"):
+        load(bundle, backend="tensorrt", device="cpu")
+    with pytest.raises(OptionError, match="a stream is for the TensorRT backends, found 'onnxruntime'"):
+        load(bundle, stream=7)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, "no engine of step for flavour tensorrt, none was found; build one here with `e2crf build"),
+        ({"library": "10.9.0"}, "for TensorRT 11.4.0, those there are of TensorRT 10.9.0; build one here"),
+        ({"target": "NVIDIA L4 (8.9)"}, r"for GPU NVIDIA H200 \(9.0\), those there are of GPU NVIDIA L4 \(8.9\)"),
+        ({"digest": "f" * 64}, "for graph with SHA-256 .*, those there are of graph with SHA-256 ffff"),
+    ],
+)
+def test_engines_of_something_else_are_refused(
+    tmp_path: Path, kernels: ctypes.CDLL, made: dict[str, str] | None, message: str
+) -> None:
+    folder, _ = make_bundle(tmp_path)
+    if made is not None:
+        write_engines(folder, Recipe(flavor=Flavor.TENSORRT), **made)
+    backend, _ = open_recorded(folder, kernels)
+    with Model(read_manifest(folder), backend) as model, pytest.raises(BackendError, match=message):
+        model.sample(1, steps=4, cache=None)
+
+
+def test_a_batch_or_a_bucket_outside_the_profile_is_refused(opened: tuple[Model, RecordingDriver]) -> None:
+    model, _ = opened
+    with pytest.raises(BackendError, match="takes batches of 1 to 4, found 6; take --batch-size 4, or build with"):
+        model.sample(6, steps=4, cache=None, batch_size=6)
+    backend: Any = model.backend
+    with pytest.raises(BackendError, match="takes 4, 8, 15 tokens, found 5; build with --tokens 5"):
+        backend.context("step", 1, 5)
+    with pytest.raises(BackendError, match="takes at most 15 tokens, found 16; build with --tokens 16"):
+        backend.bucket("step", 16)
+    with pytest.raises(BackendError, match="takes batches of 1 to 4, found 6"):
+        model.score(np.zeros((6, 15, 2), np.float32), np.ones(6, np.float32))
+
+
+def test_a_batch_that_does_not_fit_names_one_that_does(bundle: Path, kernels: ctypes.CDLL) -> None:
+    roomy, _ = open_recorded(bundle, kernels)
+    with Model(read_manifest(bundle), roomy) as model:
+        one = model.sample(1, steps=4, cache=None, batch_size=1).stats
+    needed = 2 * (one.cache_bytes + one.state_bytes)
+    for memory, fits in ((needed * 5 // 2, 2), (needed * 4 + 200, 2)):  # too little at once; gone on the way
+        backend, _ = open_recorded(bundle, kernels, memory=memory)
+        with (
+            Model(read_manifest(bundle), backend) as model,
+            pytest.raises(BackendError) as caught,
+        ):
+            model.sample(4, steps=4, cache=None, batch_size=4)
+        assert str(caught.value).endswith(f"take --batch-size {fits}")
+
+
+def test_caches_begin_empty_and_are_emptied(kernels: ctypes.CDLL, bundle: Path) -> None:
+    _, driver = open_recorded(bundle, kernels)
+    cache = Cache(driver, (2, 3, 5, 4), "float16")
+    assert cache.nbytes == 240
+    rows = cache[1:2]
+    assert (rows.shape, rows.offset, rows.nbytes, rows.is_all) == ((1, 3, 5, 4), 120, 120, False)
+    assert cache[0:2].is_all
+    content = np.full(240, 7, np.uint8)
+    for block in cache.blocks:
+        driver.download(content, block.address)
+        assert not content.any()
