@@ -81,6 +81,11 @@ class E2CRF:
                 )
         if self.trigger is not None:
             parse_word(Trigger, self.trigger, "trigger")
+        for knob in ("K", "alpha_prior", *_AMOUNTS):
+            value = getattr(self, knob)
+            is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            is_left_out = value is None and knob != "alpha_prior"
+            require(is_left_out or is_number, f"{knob} must be a number", value, "leave it out for the default")
         for knob, (least, usual) in _COUNTS.items():
             value = getattr(self, knob)
             fits = value is None or bool(isinstance(value, int | np.integer) and value >= least)
