@@ -309,6 +309,6 @@ def main(
 
 
 if __name__ == "__main__":
-    from runtime.cli import run_as_command
+    from runtime.command import run_as_command
 
     run_as_command(main)

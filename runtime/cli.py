@@ -8,24 +8,20 @@ code is 0 done, 1 a check failed or the run broke, 2 wrong use, 130 Ctrl-C. A bu
 import json
 import math
 import shlex
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from export.manifest import Manifest, ManifestError, read_manifest
+from export.manifest import Manifest, read_manifest
 from export.places import BUNDLES, RUNS, find_bundle, real_series
 from runtime.backends.base import BackendName
 from runtime.cache.options import E2CRF, PolicyName, Preset
 from runtime.cache.plan import PLAN_FILE, read_plan
 from runtime.cache.policy import Cache, Reuse, Trigger
-from runtime.errors import BackendError, CacheWarning, OptionError, parse_word, require
+from runtime.command import exit_with, say
+from runtime.errors import OptionError, parse_word, require
 from runtime.progress import stages, steps_progress
 from runtime.sampler import Auto, Interrupted, Samples, load
 from runtime.score import Graphs
@@ -38,17 +34,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-STOPPED = 130  # exit code of Ctrl-C
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")]
 BundleArgument = Annotated[
     Path, typer.Argument(help="Bundle: folder, name under bundles/, or `latest`.", callback=find_bundle)
 ]
 ModelArgument = Annotated[str, typer.Argument(help="Checkpoint file, run_id, or `latest`.")]
-
-
-def _say(line: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -270,12 +261,12 @@ def _keep(finished: Samples | None, out: Path, facts: dict[str, Any]) -> None:
     from runtime.output import write_samples
 
     if finished is None:
-        _say("interrupted before a batch was finished; nothing was written")
+        say("interrupted before a batch was finished; nothing was written")
         return
     partial = out.with_name(f"{out.stem}.partial-{facts['first_sample']}.npz")  # never over an earlier one
     write_samples(partial, finished, facts)
     count = len(finished.series)
-    _say(
+    say(
         f"interrupted: the {count} finished series are in {partial}; "
         f"go on with --first-sample {facts['first_sample'] + count}"
     )
@@ -323,7 +314,7 @@ def calibrate(
     found = plan.measured
     verdict = f"{found['passes']:.4g} passes for {plan.steps} {plan.solver} steps, refreshes at {plan.refreshes}"
     if not found["met"]:
-        _say(f"no plan of those tried keeps sliced Wasserstein within {budget:.1%}; the closest: {verdict}; "
+        say(f"no plan of those tried keeps sliced Wasserstein within {budget:.1%}; the closest: {verdict}; "
              "nothing was written: allow a larger --budget, or train longer")  # fmt: skip
         if as_json:
             print(json.dumps({"plan": None, "measured": found}))
@@ -395,7 +386,7 @@ def bench(
         show(found.record)
     if found.record.failures:
         for failure in found.record.failures:
-            _say(failure)
+            say(failure)
         raise typer.Exit(1)
 
 
@@ -445,7 +436,7 @@ def push(
 
     card = read_card(bundle)
     if card is None or card[1] == UNKNOWN_LICENSE:
-        _say("warning: the model card names no licence; set one with `e2crf export <model> --license apache-2.0`")
+        say("warning: the model card names no licence; set one with `e2crf export <model> --license apache-2.0`")
     with stages() as tell:
         tell(f"pushing {bundle}")
         address = push_bundle(PushOptions(bundle, target, private, overwrite))
@@ -506,95 +497,10 @@ def _saving(drawn: Samples) -> str:
     return text + (f", {stats.num_diverged} diverged" if stats.num_diverged else "")
 
 
-def _told(error: Exception) -> int | None:
-    """Exit code of an error that is meant for the user, None for a bug."""
-    if isinstance(error, OptionError | ManifestError):
-        return 2
-    if isinstance(error, BackendError | OSError):
-        return 1
-    code = getattr(error, "exit_code", None)  # errors of rooms that are not imported here
-    return code if isinstance(code, int) else None
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `e2crf`."""
-    _exit_with(lambda: app(arguments, standalone_mode=False))
+    exit_with(lambda: app(arguments, standalone_mode=False))
 
-
-def run_as_command(function: Callable[..., None]) -> None:
-    """Run a function as a command line of its own, with the same errors and exit codes."""
-    own = typer.Typer(add_completion=False, rich_markup_mode=None)
-    own.command()(function)
-    _exit_with(lambda: own(standalone_mode=False))
-
-
-def _exit_with(command: Callable[[], Any]) -> None:
-    with _warnings_in_words():
-        code = _run(command)
-    sys.exit(code)
-
-
-@contextmanager
-def _warnings_in_words() -> Iterator[None]:
-    """Say warnings of ours as sentences, each once; those of others stay as they are."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", CacheWarning)
-        show, said = warnings.showwarning, set[str]()
-
-        def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if not issubclass(category, CacheWarning):
-                show(message, category, *place, **more)
-            elif str(message) not in said:
-                said.add(str(message))
-                _say(f"warning: {message}")
-
-        warnings.showwarning = say
-        yield
-
-
-def _run(command: Callable[[], Any]) -> int:
-    try:
-        code = command()
-        if code == STOPPED:  # typer's word for Ctrl-C
-            _say("stopped; nothing else was changed")
-        return code if isinstance(code, int) else 0
-    except ModuleNotFoundError as error:
-        if (extra := _EXTRAS.get(str(error.name).partition(".")[0])) is None:
-            raise
-        _say(f"this command needs the package {error.name!r}, which is not installed; pip install 'e2crf[{extra}]'")
-        return 2
-    except Exception as error:
-        code = _told(error)
-        if code is None:
-            raise
-        _say(f"error: {_sentence(error)}")
-        return code
-
-
-def _sentence(error: Exception) -> str:
-    """What an error says; for wrong use of a command also where its help is."""
-    if isinstance(error, OSError):
-        what = f"cannot write or read {error.filename}" if error.filename else "cannot write or read a file"
-        return f"{what}: {error.strerror or error}; nothing was replaced: make room or choose another place"
-    if not hasattr(error, "format_message"):
-        return str(error)
-    context = getattr(error, "ctx", None)
-    path = "e2crf" if context is None else context.command_path
-    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
-
-
-_EXTRAS = {
-    "torch": "export",
-    "onnx": "export",
-    "lightning": "train",
-    "hydra": "train",
-    "omegaconf": "train",
-    "aeon": "train",
-    "matplotlib": "bench",
-    "huggingface_hub": "hub",
-    "filelock": "rtx",
-    "cuda": "gpu",
-}
 
 if __name__ == "__main__":
     main()

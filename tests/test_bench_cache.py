@@ -59,7 +59,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: np.ndarray)
 
 def run(main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """Exit code of a module's command in this process."""
-    from runtime.cli import run_as_command
+    from runtime.command import run_as_command
 
     monkeypatch.setattr(sys, "argv", ["command", *words])
     with pytest.raises(SystemExit) as stop:

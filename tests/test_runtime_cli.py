@@ -18,7 +18,8 @@ import pytest
 import typer
 
 from runtime.cache.plan import Plan, read_plan
-from runtime.cli import _warnings_in_words, app, main
+from runtime.cli import app, main
+from runtime.command import warnings_in_words
 from runtime.errors import CacheWarning
 from tests.tiny import make_bundle, write_checkpoint
 
@@ -240,7 +241,7 @@ def test_warnings_of_the_cache_are_sentences_each_said_once(bundle: Path, capfd:
     assert "CacheWarning" not in printed
     assert run("sample", "bundle", "-n", 4, "--steps", 30, "--R", 8, "--overwrite") == 0
     assert "warning" not in capfd.readouterr().err
-    with _warnings_in_words():
+    with warnings_in_words():
         for message in ("twice", "once", "twice"):
             warnings.warn(message, CacheWarning, stacklevel=1)
     assert capfd.readouterr().err.splitlines() == ["warning: twice", "warning: once"]
@@ -418,7 +419,7 @@ def test_a_missing_package_names_its_extra(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "export.verify", None)
-    monkeypatch.setattr("runtime.cli._EXTRAS", {"export": "export"})
+    monkeypatch.setattr("runtime.command._EXTRAS", {"export": "export"})
     assert run("verify", bundle) == 2
     assert "pip install 'e2crf[export]'" in capfd.readouterr().err
 
@@ -439,7 +440,7 @@ def test_ctrl_c_while_sampling_keeps_finished_batches_and_says_how_to_go_on(bund
     process = subprocess.Popen(
         [*command, "--steps", "30"], stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
-    time.sleep(4)
+    time.sleep(8)  # until some batches are finished, on a busy machine too
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=30)
     assert process.returncode == 130
