@@ -2,8 +2,9 @@
 
 Minutes each, so `slow`. Left out is what FourierDiffusion's own code (its dropout apart, the same network, data and
 epochs) does not reach either: an MLP under VE (3.6 and 3.1 floors there, 4.7 and 4.3 here; at a sigma_max of 10: 15
-and 24 there, 3.4 and 4.5 here), and an LSTM under VE in the frequency domain (4.3 and 4.2). Sliced Wasserstein in the time and
-in the frequency domain, 1,000 samples against 1,000 series that training has not seen, uncached, 300 ancestral steps.
+and 24 there, 3.4 and 4.5 here), and an LSTM under VE in the frequency domain (4.3 and 4.2).
+Sliced Wasserstein in time and frequency, 1,000 samples against 1,000 series that training has not seen, uncached,
+300 ancestral steps.
 """
 
 from pathlib import Path
