@@ -326,7 +326,8 @@ class _Calibration:
             ):  # half as long again
                 break
             ranked = self._ranked(candidates, count, sizes.search, bars[sizes.search])
-            candidates = list(dict.fromkeys([*(entry.candidate for entry in ranked[:8]), _BAR]))  # it meets the budget
+            # The way of the bar stays: with enough refreshes it meets the budget.
+            candidates = list(dict.fromkeys([*(entry.candidate for entry in ranked[:8]), _BAR]))
             if self.can_split:
                 with_lows = [replace(candidate, lows=lows) for candidate in candidates[:4] for lows in (1, 2)]
                 ranked += self._ranked(with_lows, count, sizes.search, bars[sizes.search])

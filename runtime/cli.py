@@ -1,8 +1,7 @@
 """The command line: a thin skin over the rooms, and the one place that looks at all of them.
 
 Each command builds one options record and makes one call; rooms are imported when their command runs, so
-`e2crf sample` on a small machine never loads torch. Errors of ours become one sentence on stderr; the exit
-code is 0 done, 1 a check failed or the run broke, 2 wrong use, 130 Ctrl-C. A bug keeps its traceback.
+`e2crf sample` on a small machine never loads torch. How errors are said, and the exit codes, are in `command`.
 """
 
 import json

@@ -228,9 +228,9 @@ class Trajectory:
         if not predicted and not (is_full and not self._keeps_surprise):
             self._predict(i)
         if is_full:
-            self._recompute(i, None, first, last)
+            score = self._recompute(i, None, first, last)
             if last - first == self.batch:
-                self._score = self._network.call(len(self._all), features=self._features is not None).score
+                self._score = score
             self._refreshed[first:last] = i
             self._oldest_refresh = int(self._refreshed.min())
         elif tokens is not None:
@@ -273,8 +273,8 @@ class Trajectory:
         np.multiply(schedule.from_value[i], self._value_at(i), out=scratch)
         self.data += scratch
 
-    def _recompute(self, i: int, tokens: Ints | None, first: int, last: int) -> None:
-        """Ask the network for tokens of samples first .. last - 1 and renew all that is cached of them.
+    def _recompute(self, i: int, tokens: Ints | None, first: int, last: int) -> Floats:
+        """Ask the network for tokens of samples first .. last - 1, renew all that is cached of them; their score.
 
         `tokens` is None for all of them, [S] for the same in every sample, [b, S] for each sample's own.
         """
@@ -301,6 +301,7 @@ class Trajectory:
         if self._is_watched:
             self._note(at, call.token, data, call.hidden, first, last, is_full=tokens is None)
         self.data[at], self._value[at], self.made[at] = data, value, i
+        return call.score
 
     def _note(
         self, at: Any, tokens: Ints, data: Floats, hidden: Floats | None, first: int, last: int,
