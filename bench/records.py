@@ -3,27 +3,43 @@
 A record is one line: the line that ends a bench's stdout, the line in `<bundle>/reports/bench.json`, and a
 line among others in a history that a person keeps with `cat`. It carries its schema number and is never
 read by guessing. Numbers that were not measured, or are not finite, are null.
+
+Every measurement of this room ends in a record of one form, whatever its `kind`: rows of cost and quality, and
+curves for what runs over steps or frequencies. So one report draws them all. Real series are never in a record,
+only what was measured on them.
 """
 
 import dataclasses
 import json
 import math
 import os
+import types
+import typing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from bench.machine import Machine
 from bench.quality import Loss
 from bench.steps import StepCosts
 
-SCHEMA = 1  # bump when an older reader would misread a newer record
+SCHEMA = 2  # bump when an older reader would misread a newer record
 
 
 class RecordError(Exception):
     """A file of records is missing, damaged, or of another schema."""
+
+
+class Kind(StrEnum):
+    """What a record is of."""
+
+    BENCH = "bench"  # a model against its rivals
+    ABLATION = "ablation"  # the published policy with one part taken away
+    GRID = "grid"  # K and R
+    PARETO = "pareto"  # solver x steps x policy x precision
 
 
 @dataclass(frozen=True)
@@ -34,8 +50,13 @@ class Row:
     steps: int | None = None
     solver: str | None = None
     grid: str | None = None  # of the times
+    policy: str | None = None  # the cache in words: "plan of 4 refreshes", "R 50, K 3"
+    precision: str | None = None  # of the network: fp32, fp16, bf16
     ms_per_sample: float | None = None  # median over rounds
+    low_ms_per_sample: float | None = None  # interval of that median
+    high_ms_per_sample: float | None = None
     p90_ms_per_sample: float | None = None
+    p99_ms_per_sample: float | None = None
     speedup: float | None = None  # over the first rival, median over rounds
     measured_steps: int | None = None  # below `steps`: timed in part and scaled up
     passes: float | None = None  # network cost of one sample in full passes
@@ -49,19 +70,80 @@ class Row:
     sw_time_high: float | None = None
     sw_time_pot: float | None = None  # root of the mean of W2 squared
     marginal_time: float | None = None
+    marginal_time_pot: float | None = None
     sw_frequency: float | None = None
     sw_frequency_low: float | None = None
     sw_frequency_high: float | None = None
     sw_frequency_pot: float | None = None
     marginal_frequency: float | None = None
+    marginal_frequency_pot: float | None = None
     sw_time_over_floor: float | None = None
     sw_frequency_over_floor: float | None = None
+    spectral: float | None = None  # distance of the spectra, see `quality`
+    autocorrelation: float | None = None  # distance of the autocorrelations
     paired_error: float | None = None  # data std; uncached against PyTorch, E2-CRF against uncached
+    events: dict[str, float] | None = None  # steps by what was done, per sample
+
+
+@dataclass(frozen=True)
+class Start:
+    """What stands between a machine and the first sample, measured in a process of its own."""
+
+    rival: str
+    build_s: float | None  # once per model: export of the graphs or engines, compilation; None: nothing to build
+    load_s: float  # imports, opening, checking
+    first_sample_s: float  # the first trajectory of a batch, allocation included
+    steady_s: float  # one of the next
+    peak_bytes: int  # of the whole process, the operating system's count
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Where the time of a step goes, milliseconds per step of a batch; medians."""
+
+    step: str  # "full", "5 tokens", "empty"
+    selection_ms: float  # policy and signals
+    embed_ms: float
+    layers_ms: float
+    head_ms: float
+    update_ms: float  # the solver, and what is kept of the prediction
+    python_ms: float  # all else
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of one chart: what runs over steps, frequencies or time."""
+
+    chart: str  # a word of `Chart`
+    name: str  # of the line
+    x: tuple[float, ...]
+    y: tuple[float | None, ...]
+    low: tuple[float | None, ...] | None = None  # a band around it
+    high: tuple[float | None, ...] | None = None
+
+
+class Chart(StrEnum):
+    """The charts that curves belong to; x and y of each."""
+
+    SPECTRUM = "energy by frequency"  # frequency; data units squared, median over series
+    AUTOCORRELATION = "autocorrelation"  # lag in time steps; mean over series and channels
+    PAIRED_ERROR = "paired error by step"  # step; median RMS to the uncached latents, in their standardised units
+    HIT_RATE = "hit rate by step"  # step; share of tokens that were not recomputed
+    INTENSITY = "event intensity by step"  # step; r of eq. 14, mean over samples
+    SERIES = "generated series"  # time step; data units, channel 1
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What was recomputed when: the share of samples, by frequency and stretch of steps."""
+
+    num_steps: int
+    share: tuple[tuple[float, ...], ...]  # [F][stretches], each the largest of its steps
 
 
 @dataclass(frozen=True)
 class Record:
-    """One bench: what ran, where, under which options, and what came out."""
+    """One measurement: what ran, where, under which options, and what came out."""
 
     created: str  # UTC
     model: dict[str, Any]  # facts of the bundle
@@ -69,9 +151,14 @@ class Record:
     machine: Machine
     baseline: str | None  # the settings the PyTorch rival ran under
     rows: tuple[Row, ...]
-    loss_time: Loss
-    loss_frequency: Loss
+    loss_time: Loss | None = None  # of the cached row against the uncached one
+    loss_frequency: Loss | None = None
     steps: StepCosts | None = None  # what each kind of step costs
+    stages: tuple[Stages, ...] = ()
+    starts: tuple[Start, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    recomputed: Recomputed | None = None  # by the cached row
+    kind: str = Kind.BENCH
     failures: tuple[str, ...] = ()  # sentences; none: the gate is passed or was not asked for
     schema: int = SCHEMA
 
@@ -139,16 +226,20 @@ def _record(line: str, where: str) -> Record:
             "run the bench again, or read it with the version of e2crf that wrote it"
         )
     try:
-        return Record(
-            **value
-            | {
-                "machine": Machine(**value["machine"]),
-                "rows": tuple(Row(**row) for row in value["rows"]),
-                "loss_time": Loss(**value["loss_time"]),
-                "loss_frequency": Loss(**value["loss_frequency"]),
-                "failures": tuple(value["failures"]),
-                "steps": StepCosts(**value["steps"]) if value.get("steps") else None,
-            }
-        )
-    except (KeyError, TypeError) as error:
+        record: Record = _read_as(Record, value)
+    except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{where} is damaged ({error}); run the bench again") from error
+    return record
+
+
+def _read_as(kind: Any, value: Any) -> Any:
+    """A value of JSON as the type `kind`: dataclasses by their fields, tuples by their members."""
+    options = [one for one in typing.get_args(kind) if one is not NoneType]
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _read_as(options[0], value)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_read_as(options[0], one) for one in value)
+    if not dataclasses.is_dataclass(kind):
+        return value
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _read_as(hints[name], one) for name, one in value.items()})  # type: ignore[operator]
