@@ -1,9 +1,13 @@
 # The same few verbs everywhere; CI calls them too. `make demo` and `make test` set up all they need.
 #
 #   make demo [DATA=folder-of-the-ECG-files]     make export MODEL=latest [BUNDLE=dir]
-#   make test                                    make sample BUNDLE=dir [N=64] [OUT=samples.npz]
-#   make check                                   make calibrate BUNDLE=dir     make bench BUNDLE=dir
-#                                                make engine BUNDLE=dir [PARTS=step|split|all] [FLAVOR=rtx|tensorrt]
+#   make test                                    make sample MODEL=latest [N=64] [OUT=samples.npz]
+#   make check                                   make calibrate MODEL=latest
+#                                                make bench MODEL=latest [OLD=record.json]
+#                                                make report [RECORDS=files] [REPORT=folder]
+#                                                make engine MODEL=latest [PARTS=step|split|all] [FLAVOR=rtx|tensorrt]
+#
+# MODEL is a run_id or `latest`, for `export` also a checkpoint; BUNDLE=dir names a bundle that lies elsewhere.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,9 +17,11 @@ READY := $(VENV)/.ready
 MODEL ?= latest
 N ?= 64
 OUT ?= samples.npz
+REPORT ?= report
 DATA ?=
+NAMED := $(or $(BUNDLE),$(MODEL))
 
-.PHONY: install demo export verify engine calibrate sample bench gpu-check test test-slow check format clean
+.PHONY: install demo export verify engine calibrate sample bench report gpu-check test test-slow check format clean
 
 install: $(READY)
 
@@ -30,19 +36,22 @@ export: $(READY)
 	$(E2CRF) export $(MODEL) $(if $(BUNDLE),--bundle $(BUNDLE))
 
 verify: $(READY)
-	$(E2CRF) verify $(BUNDLE)
+	$(E2CRF) verify $(NAMED)
 
 engine: $(READY)
-	$(E2CRF) build $(BUNDLE) $(if $(PARTS),--parts $(PARTS)) $(if $(FLAVOR),--flavor $(FLAVOR))
+	$(E2CRF) build $(NAMED) $(if $(PARTS),--parts $(PARTS)) $(if $(FLAVOR),--flavor $(FLAVOR))
 
 sample: $(READY)
-	$(E2CRF) sample $(BUNDLE) --num-samples $(N) --out $(OUT)
+	$(E2CRF) sample $(NAMED) --num-samples $(N) --out $(OUT)
 
 calibrate: $(READY)
-	$(E2CRF) calibrate $(BUNDLE)
+	$(E2CRF) calibrate $(NAMED)
 
 bench: $(READY)
-	$(E2CRF) bench $(BUNDLE)
+	$(E2CRF) bench $(NAMED) $(if $(OLD),--compare $(OLD))
+
+report: $(READY)
+	$(E2CRF) report $(RECORDS) --out $(REPORT)
 
 # On the machine with the GPU; it says of every backend what it lacks (pip install 'e2crf[tensorrt]' and so on).
 gpu-check: $(READY)
@@ -57,7 +66,7 @@ DEMO_MODEL := score_model.num_layers=4 score_model.n_head=4 score_model.d_ff=288
 DEMO_RUN := lightning_logs/$(DEMO_NAME)
 
 demo: demo/$(DEMO_NAME)/table.md
-	@echo && cat $< && echo "Samples and pictures: $(dir $<)"
+	@echo && cat $< && echo "The same with charts: $(dir $<)report.html; samples and pictures beside it"
 
 $(DEMO_RUN)/trained: | $(READY)
 	$(E2CRF) train $(DEMO_DATA) $(DEMO_MODEL) run_id=$(DEMO_NAME) \
@@ -76,7 +85,8 @@ bundles/$(DEMO_NAME)/calibrated: bundles/$(DEMO_NAME)/manifest.json
 	touch $@
 
 demo/$(DEMO_NAME)/table.md: bundles/$(DEMO_NAME)/calibrated
-	$(E2CRF) bench bundles/$(DEMO_NAME) --num-samples 64 --rounds 3 --out $(dir $@) --json > /dev/null
+	$(E2CRF) bench bundles/$(DEMO_NAME) --num-samples 64 --rounds 5 --quick --out $(dir $@) --json > /dev/null
+	$(E2CRF) report bundles/$(DEMO_NAME) --out $(dir $@) > /dev/null
 
 # --- keeping it good --------------------------------------------------------------------------------
 

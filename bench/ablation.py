@@ -16,29 +16,71 @@ All draw from the same noise. The published form reuses features and has no prio
 --alpha-prior 0.2` asks the same questions of the form that works. The paper claims that the event intensity falls
 with time, that the hit rate rises (from 40 % to 75 %), that error feedback reduces degradation and that energy
 weighting helps: `claims` holds each of them against what was measured.
+
+The record goes to `<bundle>/reports/ablation.json`: rows of cost and quality, and hit rate and event intensity over
+the steps as curves. The claims are among its options, as `claims`.
 """
 
-import json
-from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
-from bench.quality import QualityOptions, judge, paired_error
-from bench.reference import Reference, reference_of_run
-from bench.report import progress_on_terminal
-from bench.words import record_from_words
+from bench.contenders import Contender, Progress, Way
+from bench.latency import RaceOptions
+from bench.machine import describe_machine
+from bench.quality import QualityOptions
+from bench.records import Chart, Curve, Kind, Record, Row, write_records
+from bench.reference import Reference
+from bench.report import markdown_grid, milliseconds, number, progress_on_terminal
+from bench.rows import REPORTS, judged, record_of, timed, yardstick
+from bench.words import Named, opened, words_for
 from runtime.cache.options import E2CRF, Preset
 from runtime.cache.policy import Trigger
-from runtime.compat import bundle_of
-from runtime.errors import OptionError
-from runtime.sampler import DEFAULT_SOLVER, DEFAULT_STEPS, Model, Samples, load
-from runtime.solvers import Solver
+from runtime.errors import OptionError, require
+from runtime.sampler import DEFAULT_SOLVER, DEFAULT_STEPS, Model, Samples
+from runtime.verbs.shared import Json
 
+RECORD_FILE = "ablation.json"
 BASELINE, FULL = "baseline", "full"
 _NEVER = 10**9  # steps
+_MOST_POINTS = 200  # of a curve
 _THIRDS = 3
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """What is taken apart, and on how much."""
+
+    preset: str = Preset.PAPER
+    reuse: str | None = None  # None: features, as published
+    alpha_prior: float | None = None  # None: no prior phase, as published
+    only: str | None = None  # one ablation beside the baseline
+    num_samples: int = 64
+    steps: int = DEFAULT_STEPS
+    solver: str = DEFAULT_SOLVER
+    seed: int = 0
+    sampling_batch: int = 64  # for quality
+    batch_size: int = 1  # for cost
+    rounds: int = 2  # of timing; 0: none
+    quality: QualityOptions = field(default_factory=QualityOptions)
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 0, "rounds must not be negative", self.rounds, "0 times nothing")
+        require(self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "64 is the default")
+        known = ablations(self.full)
+        if self.only is not None and self.only not in known:
+            raise OptionError(f"unknown ablation {self.only!r}; the known ones are {', '.join(known)}")
+
+    @property
+    def full(self) -> E2CRF:
+        """The policy that is taken apart."""
+        changes = {"reuse": self.reuse, "alpha_prior": self.alpha_prior}
+        return E2CRF.preset(self.preset, **{name: value for name, value in changes.items() if value is not None})
 
 
 def ablations(full: E2CRF) -> dict[str, E2CRF | None]:
@@ -57,120 +99,100 @@ def ablations(full: E2CRF) -> dict[str, E2CRF | None]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Row:
-    """One of them: cost, quality, and how both of the paper's curves run over thirds of the trajectory."""
-
-    name: str
-    passes: float
-    hit_rate: float
-    hit_rate_by_third: list[float]
-    intensity_by_third: list[float | None]  # None: no partial step in that third
-    events_per_sample: dict[str, float]
-    sw_time: float
-    sw_frequency: float
-    paired_error: float  # median, to the baseline, in data std
-    num_diverged: int
-    num_samples: int
-
-
 def ablate(
     model: Model,
     reference: Reference,
-    full: E2CRF,
-    *,
-    num_samples: int = 64,
-    steps: int = DEFAULT_STEPS,
-    solver: str = DEFAULT_SOLVER,
-    seed: int = 0,
-    only: str | None = None,
-    progress: Any = lambda doing, share: None,
-) -> list[Row]:
-    """Run the ablations, the baseline always first; an `OptionError` for an unknown name."""
-    named = ablations(full)
-    if only is not None and only not in named:
-        raise OptionError(f"unknown ablation {only!r}; the known ones are {', '.join(named)}")
-    wanted = [name for name in named if only in (None, name) or name == BASELINE]
-    options = QualityOptions(num_resamples=2, interval_directions=2)
-    rows, uncached = list[Row](), None
-    for number, name in enumerate(wanted):
-        progress(f"sampling: {name}", number / len(wanted))
-        drawn = model.sample(num_samples, steps=steps, solver=solver, seed=seed, cache=named[name])
-        uncached = drawn if uncached is None else uncached
-        rows.append(_row(name, drawn, uncached, reference, options))
-    return rows
+    options: AblationOptions,
+    progress: Progress = lambda doing, share: None,
+) -> Record:
+    """Run the ablations, the baseline always first; an `OptionError` for a policy that the model cannot do."""
+    machine = describe_machine()  # before this adds its own load
+    uncached = Contender(Way.UNCACHED, model, None, options.steps, options.solver, options.seed)
+    rivals = {
+        name: uncached if cache is None else replace(uncached, way=Way.INTERVAL, cache=cache)
+        for name, cache in ablations(options.full).items()
+        if options.only in (None, name) or name == BASELINE
+    }
+    by = yardstick(reference, options.num_samples, options.quality)
+    rows, curves = list[Row](), list[Curve]()
+    for row, drawn in judged(rivals, by, options.num_samples, options.sampling_batch, progress):
+        rows.append(row)
+        curves += curves_of(row.rival, drawn)
+    race = RaceOptions(options.rounds) if options.rounds else None
+    rows = timed(rows, rivals, options.batch_size, race, progress)
+    facts = asdict(options) | {"full": asdict(options.full), "claims": claims(rows, curves)}
+    return replace(record_of(Kind.ABLATION, model, facts, machine, rows), curves=tuple(curves))
 
 
-def _row(name: str, drawn: Samples, uncached: Samples, reference: Reference, options: QualityOptions) -> Row:
-    quality, stats = judge(drawn.series, reference, options), drawn.stats
+def curves_of(name: str, drawn: Samples) -> list[Curve]:
+    """Hit rate and event intensity by step; the latter only where any step was partial."""
+    stats = drawn.stats
     hits = 1.0 - stats.recomputed.sum(axis=1) / (stats.num_samples * stats.num_tokens)  # [T]
-    return Row(
-        name=name,
-        passes=stats.passes,
-        hit_rate=stats.hit_rate,
-        hit_rate_by_third=[float(part.mean()) for part in np.array_split(hits, _THIRDS)],
-        intensity_by_third=[
-            float(np.nanmean(part)) if np.isfinite(part).any() else None
-            for part in np.array_split(stats.intensity, _THIRDS)
-        ],
-        events_per_sample={event: count / stats.num_samples for event, count in stats.event_counts.items()},
-        sw_time=quality.time.sliced,
-        sw_frequency=quality.frequency.sliced,
-        paired_error=paired_error(drawn.series, uncached.series, reference),
-        num_diverged=quality.num_diverged,
-        num_samples=quality.num_samples,
-    )
+    found = [_curve(Chart.HIT_RATE, name, hits)]
+    return [*found, _curve(Chart.INTENSITY, name, stats.intensity)] if np.isfinite(stats.intensity).any() else found
 
 
-def claims(rows: list[Row]) -> dict[str, bool | None]:
-    """The paper's claims and whether these rows bear them out; None where they cannot say."""
-    by_name = {row.name: row for row in rows}
+def _curve(chart: Chart, name: str, values: NDArray[np.float64]) -> Curve:
+    """Values [T] as means over stretches of steps; None where a stretch has none."""
+    stretches = np.array_split(np.arange(len(values)), min(len(values), _MOST_POINTS))
+    means = (_mean(values[stretch]) for stretch in stretches)
+    return Curve(chart, name, tuple(float(stretch.mean()) for stretch in stretches), tuple(means))
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
+
+
+def by_third(curves: Sequence[Curve], chart: Chart, name: str) -> list[float | None]:
+    """A curve as its means over thirds of the trajectory; empty if there is none."""
+    found = [curve.y for curve in curves if (curve.chart, curve.name) == (chart, name)]
+    return [_mean(part) for y in found for part in np.array_split(np.array(y, np.float64), _THIRDS)]
+
+
+def claims(rows: Sequence[Row], curves: Sequence[Curve]) -> dict[str, bool | None]:
+    """The paper's claims and whether these rows and curves bear them out; None where they cannot say."""
+    errors = {row.rival: row.paired_error for row in rows}
 
     def better(with_it: str, without: str) -> bool | None:
-        if with_it not in by_name or without not in by_name:
-            return None
-        return by_name[with_it].paired_error < by_name[without].paired_error
+        one, other = errors.get(with_it), errors.get(without)
+        return None if one is None or other is None else one < other
 
-    full = by_name.get(FULL)
-    seen = [value for value in full.intensity_by_third if value is not None] if full else []
+    seen = [value for value in by_third(curves, Chart.INTENSITY, FULL) if value is not None]
+    hits = [value for value in by_third(curves, Chart.HIT_RATE, FULL) if value is not None]
     return {
         "event intensity falls with time": seen[-1] < seen[0] if len(seen) > 1 else None,
-        "hit rate rises from 40 % to 75 %": (
-            full.hit_rate_by_third[0] < 0.5 and full.hit_rate_by_third[-1] > 0.65 if full else None
-        ),
+        "hit rate rises from 40 % to 75 %": hits[0] < 0.5 and hits[-1] > 0.65 if hits else None,
         "error feedback reduces degradation": better(FULL, "no error feedback"),
         "energy weighting helps": better(FULL, "no energy weighting"),
     }
 
 
-def markdown_of(rows: list[Row]) -> str:
+def markdown_of(record: Record) -> str:
     """The rows as a table, and the claims below it."""
-    lines = ["| | passes | hit rate, by thirds | intensity, by thirds | SW time | SW frequency | paired | diverged |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-    for row in rows:
-        hits = " / ".join(f"{value:.0%}" for value in row.hit_rate_by_third)
-        intensity = " / ".join("-" if value is None else f"{value:.2g}" for value in row.intensity_by_third)
-        lines.append(
-            f"| {row.name} | {row.passes:.4g} | {row.hit_rate:.0%} ({hits}) | {intensity} | {row.sw_time:.4f} | "
-            f"{row.sw_frequency:.4f} | {row.paired_error:.3f} | {row.num_diverged} of {row.num_samples} |"
+    titles = ("", "ms per sample", "passes", "hit rate, by thirds", "intensity, by thirds", "SW time", "SW frequency",
+              "paired", "diverged")  # fmt: skip
+
+    def thirds(chart: Chart, row: Row, form: str) -> str:
+        values = by_third(record.curves, chart, row.rival)
+        return " / ".join("-" if value is None else format(value, form) for value in values)
+
+    cells = [
+        (
+            row.rival, milliseconds(row.ms_per_sample), number(row.passes, ".4g"),
+            f"{number(row.hit_rate, '.0%')} ({thirds(Chart.HIT_RATE, row, '.0%')})",
+            thirds(Chart.INTENSITY, row, ".2g"), number(row.sw_time, ".4f"), number(row.sw_frequency, ".4f"),
+            number(row.paired_error, ".3f"), f"{row.num_diverged} of {row.num_samples}",
         )
+        for row in record.rows
+    ]  # fmt: skip
     told = {True: "yes", False: "no", None: "cannot be said"}
-    return "\n".join([*lines, "", *(f"- {claim}: {told[holds]}" for claim, holds in claims(rows).items())]) + "\n"
-
-
-@dataclass(frozen=True)
-class AblationWords:
-    """The words of the command, named as upstream's; they stand for options of other names."""
-
-    model_id: str = "latest"  # a run, a bundle or a checkpoint file
-    num_samples: int = 20
-    num_diffusion_steps: int = 100
-    random_seed: int = 0
-    solver: str = Solver.EULER_MARUYAMA
+    said = [f"- {claim}: {told[holds]}" for claim, holds in record.options["claims"].items()]
+    return "\n".join([markdown_grid(titles, cells), "", *said])
 
 
 def main(
-    model: Annotated[list[str], typer.Argument(help="Bundle or run, or words: " + ", ".join(asdict(AblationWords())))],
+    model: Named,
     reference: Annotated[str | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
     only: Annotated[str | None, typer.Option(help="One ablation by its name.")] = None,
     preset: Annotated[str, typer.Option(help=f"Published set: {', '.join(Preset)}.")] = Preset.PAPER,
@@ -180,28 +202,25 @@ def main(
     steps: Annotated[int, typer.Option(help="Solver steps.")] = DEFAULT_STEPS,
     solver: Annotated[str, typer.Option(help="Solver.")] = DEFAULT_SOLVER,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing, in turn; 0: none.")] = 2,
     threads: Annotated[int | None, typer.Option(help="Threads within one operator.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File of the record; default: in the bundle's reports.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Take the published policy apart and measure each part.
 
     Example: python -m bench.ablation model_id=latest num_samples=20 num_diffusion_steps=100
     """
-    words = AblationWords(model[0], num_samples, steps, seed, solver)
-    if len(model) > 1 or "=" in model[0]:
-        words = record_from_words(AblationWords, model)
-    changes = {name: value for name, value in {"reuse": reuse, "alpha_prior": alpha_prior}.items() if value is not None}
-    with load(bundle_of(words.model_id), threads=threads) as opened, progress_on_terminal() as progress:
-        if (real := reference_of_run(opened.manifest.source.run_id, reference)) is None:
-            raise OptionError("an ablation needs real series, found none of the run here; name them with --reference")
-        rows = ablate(
-            opened, real, E2CRF.preset(preset, **changes), num_samples=words.num_samples,
-            steps=words.num_diffusion_steps, solver=words.solver, seed=words.random_seed, only=only, progress=progress,
-        )  # fmt: skip
-    if as_json:
-        print(json.dumps({"rows": [asdict(row) for row in rows], "claims": claims(rows)}))
-    else:
-        print(markdown_of(rows), end="")
+    words = words_for(model, num_samples, steps, seed, solver)
+    options = AblationOptions(
+        preset, reuse, alpha_prior, only, words.num_samples, words.num_diffusion_steps, words.solver,
+        words.random_seed, rounds=rounds,
+    )  # fmt: skip
+    with opened(words.model_id, reference, threads) as (bundle, real), progress_on_terminal() as progress:
+        record = ablate(bundle, real, options, progress)
+        assert bundle.bundle is not None
+        write_records(out or bundle.bundle / REPORTS / RECORD_FILE, [record])
+    print(record.to_line() if as_json else markdown_of(record))
 
 
 if __name__ == "__main__":

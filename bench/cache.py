@@ -15,21 +15,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from bench.compare import FLOOR, figures_of
 from bench.contenders import Contender, Progress, Way
-from bench.latency import RaceOptions, Rival, race
-from bench.quality import floor, judge, paired_error
+from bench.latency import RaceOptions
 from bench.records import Row, plain
 from bench.reference import Reference, reference_of_run
 from bench.report import markdown_table, progress_on_terminal
+from bench.rows import FLOOR, figures_of, race_of, row_of, with_time, yardstick
 from bench.words import record_from_words
 from runtime.cache.plan import Plan
 from runtime.compat import bundle_of, cache_for, cache_stats, published_cache
 from runtime.errors import require
-from runtime.sampler import Model, Samples, load
+from runtime.sampler import Model, load
 from runtime.solvers import Solver
 
 UNCACHED, CACHED = "baseline", "E2-CRF"
@@ -77,32 +75,15 @@ def bench_cache(
 ) -> Found:
     """Race the uncached sampler, the cached one and, if asked for, the ablations; judge what they drew."""
     rivals = dict(contenders(model, words))
-    drawn: dict[str, Samples] = {}
-    turns = iter(range(len(rivals) * (words.rounds + 1)))
-
-    def rival(name: str, one: Contender) -> Rival:
-        def sample(steps: int) -> None:
-            drawn[name] = replace(one, steps=steps).draw(words.num_samples, words.sample_batch_size)
-
-        return Rival(name, sample, one.steps, words.num_samples)
-
-    def tell(name: str) -> None:
-        progress(f"timing: {name}", next(turns) / (len(rivals) * (words.rounds + 1)))
-
-    timings = race([rival(name, one) for name, one in rivals.items()], RaceOptions(words.rounds), on_turn=tell)
+    options = RaceOptions(words.rounds)
+    timings, drawn = race_of(rivals, words.num_samples, words.sample_batch_size, options, progress)
+    by = None if reference is None else yardstick(reference, words.num_samples)
     rows = [
-        replace(
-            _row(name, rivals[name], drawn[name], drawn[UNCACHED], reference),
-            ms_per_sample=timing.median_ms,
-            p90_ms_per_sample=timing.p90_ms,
-            speedup=timing.speedup,
-            measured_steps=timing.measured_steps,
-        )
-        for name, timing in zip(rivals, timings, strict=True)
+        with_time(row_of(name, one, drawn[name], drawn[UNCACHED], by), timing)
+        for (name, one), timing in zip(rivals.items(), timings, strict=True)
     ]
-    if reference is not None:
-        level = floor(reference, words.num_samples)
-        rows.append(Row(FLOOR, **figures_of(level, level)))
+    if by is not None:
+        rows.append(Row(FLOOR, **figures_of(by.level, by.level)))
     seconds = [timing.median_ms * words.num_samples / 1e3 for timing in timings[:2]]
     return Found(rows, seconds[0], seconds[1], timings[1].speedup, cache_stats(drawn[CACHED].stats))
 
@@ -120,20 +101,6 @@ def contenders(model: Model, words: CacheWords) -> Iterator[tuple[str, Contender
         for value in values:
             if knob != "K" or value <= model.facts.tokens.num_frequencies:
                 yield f"{knob} = {value}", replace(uncached, way=Way.INTERVAL, cache=published_cache({knob: value}))
-
-
-def _row(name: str, one: Contender, drawn: Samples, uncached: Samples, reference: Reference | None) -> Row:
-    stats = drawn.stats
-    row = Row(
-        name, steps=one.steps, solver=one.solver, grid=one.grid, passes=stats.passes, hit_rate=stats.hit_rate,
-        cache_bytes=stats.cache_bytes, num_samples=stats.num_samples, num_diverged=stats.num_diverged,
-    )  # fmt: skip
-    finite = int(np.isfinite(drawn.series).all(axis=(1, 2)).sum())
-    if reference is None or finite < 2:  # nothing to judge by, or nothing to judge
-        return row
-    figures = figures_of(judge(drawn.series, reference), floor(reference, stats.num_samples))
-    paired = None if drawn is uncached else paired_error(drawn.series, uncached.series, reference)
-    return replace(row, paired_error=paired, **figures)
 
 
 def told(found: Found, words: CacheWords, model: Model) -> str:

@@ -20,6 +20,10 @@ Quality is the distance to real series where there are any (of the run's own, or
 train part: the plan is compared with the same model uncached, so that having seen them is no advantage), else to
 what the model itself draws with many refreshes from other noise.
 
+Several solvers, numbers of steps and time grids may be calibrated beside each other: the plan that is fastest, of
+those that are as good, is the answer. With `search` they are those on the frontier of speed and quality (`pareto`): of
+the record in the bundle, where that was measured on this machine, else of a rough search that takes half of the time.
+
 Spacings: `power p` puts refresh k of P at t = t_first (1 - k / P)^p, so that 1 is the constant interval and larger p
 looks more often near the end; `logsnr` is even in log(alpha / sigma); `drift` minimises by dynamic programming the
 effect on the finished series of holding the residual still, as measured on the dense trajectories.
@@ -35,23 +39,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.contenders import Contender, Way
 from bench.drift import Drift
+from bench.latency import RaceOptions
+from bench.machine import describe_machine
+from bench.pareto import RECORD_FILE, ParetoOptions, call_seconds, distance_of, over_frontier, pareto, pass_seconds
 from bench.quality import paired_error
+from bench.records import Kind, Record, read_records
 from bench.reference import Part, read_reference, reference_from_series
+from bench.rows import REPORTS, policy_in_words, race_of
 from bench.wasserstein import mean_of_roots, random_directions, sliced_distances
+from export.manifest import read_manifest
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Cache, Decisions, Needs, Policy, Reuse, Signals, Step, TokenFacts
-from runtime.errors import parse_word, require
+from runtime.errors import OptionError, parse_word, require
 from runtime.fourier import dft
 from runtime.sampler import DEFAULT_STEPS, Model, Samples, StepInfo, load
 from runtime.schedule import Schedule
-from runtime.score import ScoreNetwork
 from runtime.sde import process_from_facts, signal_to_noise
 from runtime.solvers import Solver, TimeGrid
 
 Progress = Callable[[str, float], None]
 Series = NDArray[np.floating]
+Setting = tuple[str, int, str]  # solver, steps, time grid
 
 _BAR_REFRESHES = 20
 _DENSE_ALPHA, _BAR_ALPHA = 0.05, 0.1  # prior phases of the dense trajectories and of the bar
@@ -63,6 +74,8 @@ _LEAST_SURPRISE = 1e-3  # in data std: less is rounding, which no guard should l
 _FINALISTS = 8  # best of a number of refreshes, tried again on more samples
 _CHECKS = 4  # promising plans of a number of refreshes that are checked, the cheapest first
 _MANY, _EVERY_STEP = "many refreshes", "every step computed"  # what a plan is held against
+_LEAST_STEPS = 10  # that a plan is worth having for
+_MOST_SETTINGS = 3  # of a search
 _HELD_OUT_SEED = 1 << 20  # added to the seed: noise that the search has not seen
 
 
@@ -74,6 +87,7 @@ class CalibrateOptions:
     steps: tuple[int, ...] = (DEFAULT_STEPS,)
     solvers: tuple[str, ...] = (Solver.DDIM,)
     grid: str = TimeGrid.UNIFORM
+    search: bool = False  # these three from the frontier of speed and quality
     budget: float = 0.02  # sliced Wasserstein may grow by this share
     reference: Path | None = None  # real series; None: the model's own samples judge
     minutes: float = 12.0  # aimed at, on the machine it runs on
@@ -86,7 +100,8 @@ class CalibrateOptions:
         for solver in self.solvers:
             parse_word(Solver, solver, "solver")
         for steps in self.steps:
-            require(steps >= 10, "steps must be at least 10 for a plan to be worth having", steps, "1000 is usual")
+            require(steps >= _LEAST_STEPS, f"steps must be at least {_LEAST_STEPS} for a plan to be worth having",
+                    steps, "1000 is usual")  # fmt: skip
         require(bool(self.solvers and self.steps), "name at least one solver and one number of steps",
                 (self.solvers, self.steps), "ddim and 1000 are the defaults")  # fmt: skip
         parse_word(TimeGrid, self.grid, "time grid")
@@ -99,13 +114,76 @@ class CalibrateOptions:
 def calibrate(options: CalibrateOptions, progress: Progress = lambda doing, share: None) -> Plan:
     """The plan, with what was measured in `plan.measured`; the caller writes it. Takes about `minutes`.
 
-    Of several solvers and numbers of steps the one with the fewest passes that meets the budget.
+    Of several solvers, numbers of steps and time grids the fastest of those that meet the budget and are as good.
     """
-    pairs = list(product(options.solvers, options.steps))
-    each = replace(options, minutes=options.minutes / len(pairs))
+    settings: Sequence[Setting] = [(*pair, options.grid) for pair in product(options.solvers, options.steps)]
+    if options.search:
+        settings, options = _searched(options, progress)
+    each = replace(options, minutes=options.minutes / len(settings))
     with load(options.bundle, threads=options.threads) as model:
-        plans = [_Calibration(model, each, solver, steps, progress).run() for solver, steps in pairs]
-    return min(plans, key=lambda plan: (not plan.measured["met"], plan.measured["passes"]))
+        per_pass = pass_seconds(model, options.batch_size)  # once, so that all are checked on as many samples
+        plans = [
+            _Calibration(model, replace(each, grid=grid), solver, steps, progress, per_pass).run()
+            for solver, steps, grid in settings
+        ]
+        met = [plan for plan in plans if plan.measured["met"]]
+        if not met:
+            return min(plans, key=lambda plan: float(plan.measured["passes"]))
+        return _fastest(model, met if options.reference is None else as_good(met, options.budget))
+
+
+def as_good(plans: Sequence[Plan], budget: float) -> list[Plan]:
+    """The plans that are further from the same real series than the best of them by no more than the budget."""
+    found = [plan.measured["plan_held_out"] for plan in plans]
+    least = {name: min(one[name] for one in found) for name in ("sw_time", "sw_frequency")}
+    over = [max(one[name] / least[name] for name in least) for one in found]
+    return [plan for plan, far in zip(plans, over, strict=True) if far <= (1 + budget) * min(over)]
+
+
+def _fastest(model: Model, plans: Sequence[Plan]) -> Plan:
+    """The plan that draws one sample in the least time, all of them timed in turn."""
+    if len(plans) == 1:
+        return plans[0]
+    rivals = {
+        str(index): Contender(Way.CACHED, model, plan, plan.steps, plan.solver, 0, plan.grid)
+        for index, plan in enumerate(plans)
+    }
+    timings, _ = race_of(rivals, 1, 1, RaceOptions(rounds=5, turn_s=0.05))
+    return plans[int(min(timings, key=lambda timing: timing.median_ms).name)]
+
+
+def search_settings(record: Record) -> tuple[Setting, ...]:
+    """Of the ways nearest the frontier of a record up to three that can have a plan; an `OptionError` for none."""
+    rows = [row for row in record.rows if row.ms_per_sample is not None and row.policy != policy_in_words(None)]
+    ranked = sorted(zip(over_frontier(rows), rows, strict=True), key=lambda pair: (pair[0], pair[1].ms_per_sample))
+    settings = dict.fromkeys(
+        (str(row.solver), row.steps, str(row.grid))
+        for _, row in ranked
+        if row.steps is not None and row.steps >= _LEAST_STEPS and np.isfinite(distance_of(row))
+    )
+    require(bool(settings), f"a plan needs a way of at least {_LEAST_STEPS} steps among those of the Pareto record",
+            [row.rival for row in rows], "calibrate without --search")  # fmt: skip
+    return tuple(settings)[:_MOST_SETTINGS]
+
+
+def _searched(options: CalibrateOptions, progress: Progress) -> tuple[tuple[Setting, ...], CalibrateOptions]:
+    """The settings of a search, and the options with the time that is left."""
+    path = options.bundle / REPORTS / RECORD_FILE
+    if path.is_file():
+        record, machine = read_records(path)[-1], describe_machine()
+        found, wanted = record.model["source"]["digest"], read_manifest(options.bundle).source.digest
+        require(record.kind == Kind.PARETO and found == wanted,
+                f"{path} must be a pareto record of the checkpoint {wanted[:12]}... of its bundle",
+                f"{record.kind} of {found[:12]}...", "run `python -m bench.pareto` again, or remove it")  # fmt: skip
+        if (record.machine.cpu, record.machine.num_usable_cores) == (machine.cpu, machine.num_usable_cores):
+            return search_settings(record), options
+    if options.reference is None:
+        raise OptionError("a search needs real series, found none of the run here; name them with --reference")
+    asked = ParetoOptions(
+        options.bundle, options.reference, rough_only=True, minutes=options.minutes, seed=options.seed,
+        threads=options.threads,
+    )  # fmt: skip
+    return search_settings(pareto(asked, progress)), replace(options, minutes=options.minutes / 2)
 
 
 @dataclass(frozen=True)
@@ -213,8 +291,11 @@ class _Entry:
 class _Calibration:
     """One run of `calibrate`."""
 
-    def __init__(self, model: Model, options: CalibrateOptions, solver: str, steps: int, progress: Progress) -> None:
+    def __init__(
+        self, model: Model, options: CalibrateOptions, solver: str, steps: int, progress: Progress, per_pass: float
+    ) -> None:
         self.model, self.options, self._progress = model, options, progress
+        self.per_pass = per_pass  # seconds of a full pass of one sample
         facts = model.manifest.diffusion
         self.process = process_from_facts(facts.process, facts.parameters)
         self.solver, self.steps, self.grid = Solver(solver), steps, TimeGrid(options.grid)
@@ -229,12 +310,10 @@ class _Calibration:
     def run(self) -> Plan:
         """All stages."""
         options = self.options
-        num_tokens, batch = self.model.manifest.network.num_tokens, options.batch_size
-        pass_seconds = self._call_seconds(batch, num_tokens) / batch
         if self.can_split:
             low_tokens = int(np.count_nonzero(self.model.facts.tokens.frequency < _LOW_FREQUENCIES))
-            self.low_price = self._call_seconds(1, low_tokens) / self._call_seconds(1, num_tokens)
-        sizes = sizes_for(options.minutes, self.steps, pass_seconds)
+            self.low_price = call_seconds(self.model, 1, low_tokens) / pass_seconds(self.model, 1)
+        sizes = sizes_for(options.minutes, self.steps, self.per_pass)
         self._choose_judges(sizes.check)  # first, since a file that cannot be read should not cost minutes
         uncached = self._draw("uncached trajectories", sizes.uncached, None)
         dense, self.drift = self._dense(sizes.uncached)
@@ -278,18 +357,6 @@ class _Calibration:
         return replace(plan, measured=plan.measured | measured)
 
     # Stages
-
-    def _call_seconds(self, batch: int, num_tokens: int) -> float:
-        """Seconds of one network call, the best of several."""
-        network = ScoreNetwork(self.model.manifest, self.model.backend, batch, self.model.graphs)
-        call = network.call(num_tokens)
-        call.t[...] = 0.5
-        taken = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            call.run()
-            taken.append(time.perf_counter() - begun)
-        return min(taken)
 
     def _dense(self, n: int) -> tuple[Samples, "Drift"]:
         """Every step recomputed after a short prior phase, and the drift of the residual along the way."""

@@ -1,64 +1,73 @@
-"""The bench: one model, one noise, one time grid; PyTorch, ONNX Runtime and E2-CRF side by side.
+"""The bench: one model, one noise; PyTorch, ONNX Runtime, E2-CRF and every rival side by side.
 
     found = compare(CompareOptions(bundle=Path("bundles/ecg"), reference=Path("reference.npz")))
     found.record.rows, found.record.failures
 
-*Cost*: all rivals sample whole trajectories of one batch, turn by turn (`latency`), from noise to series.
+*Cost*: all rivals sample trajectories of one batch, turn by turn (`latency`), from noise to series. PyTorch (eager and
+compiled) and the split graphs take part in it uncached and with the cache.
 *Quality*: each way of sampling draws `num_samples` series from the same noise, which are judged against
-real ones (`quality`); two rows of real series stand below as yardsticks.
+real ones (`quality`); two rows of real series stand below as yardsticks. A way that asks the network at most steps
+draws as many as the uncached one, since a thousand of them take hours at the published size; the loss is taken
+over as many of the cached ones.
 
-The quality of PyTorch is that of the uncached row, so its samples are drawn only for the batch that is
-timed; the paired error of the uncached row says how far the two agree. Without a checkpoint there is no
-PyTorch row and the uncached row comes first.
+PyTorch and the split graphs draw what the `step` graph draws: their paired error says how nearly, in the batch that is
+timed, and their quality is that of the row they are the same as. Without a checkpoint there is no PyTorch row and
+the uncached row comes first.
 
-"Fewer steps" is the honest rival: no reuse, the same closed-form prior phase, and a coarse time grid. It stands
-in two rows: with as many passes as the cached row, by the best of several solvers and time grids, and with as few as
-it needs to be as good, by the better of the best two of them, looked for up to four times the passes. A cache has to
-beat both to be worth having. "Fixed interval" (no low frequencies) and "stale features" (what the published code
-reuses) cost as much as the cached row.
-
-An uncached draw of a thousand samples takes hours at the published size, so it may be of fewer (`num_uncached`);
-the loss is then taken over as many of the cached ones.
+"Fewer steps" is the honest rival: no reuse, a closed-form prior phase, and a coarse time grid. It stands with as many
+passes as the cached row, by every solver in its best grid, and with as few as it needs to be as good, by the best two
+of them, looked for up to four times the passes. A cache has to beat both to be worth having. The other rivals are told
+in `contenders`.
 """
 
-import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from bench.contenders import (
-    FEW_STEP_SOLVERS,
     Contender,
+    Miss,
     Progress,
     Way,
+    each_solver,
     fewer_steps,
-    fixed_interval,
+    miss_from,
     open_pytorch,
-    stale_features,
+    prior_of,
+    rivals_of,
+    whole_passes,
+)
+from bench.curves import (
+    autocorrelation_curves,
+    cache_curves,
+    paired_error_by_step,
+    recomputed_of,
+    series_curves,
+    spectrum_curves,
 )
 from bench.gate import failures_of
 from bench.latency import RaceOptions, Rival, Timing, race
 from bench.machine import describe_machine
 from bench.quality import Quality, QualityOptions, floor, judge, loss, mean_sample, paired_error
-from bench.records import Record, Row, now, plain, write_records
+from bench.records import Curve, Kind, Record, Row, Stages, write_records
 from bench.reference import Part, Reference, Series, read_reference
+from bench.rows import FLOOR, MEAN_SAMPLE, REPORTS, figures_of, record_of, row_of, stored, with_time
+from bench.stages import stages_apart
+from bench.startup import StartOptions, Starts, measure_starts
 from bench.steps import step_costs_apart
-from export.manifest import Manifest
 from runtime.backends.base import BackendName
+from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
-from runtime.cache.policy import Cache
-from runtime.errors import parse_word, require
-from runtime.output import read_samples
+from runtime.cache.policy import Cache, Reuse, first_network_step
+from runtime.errors import BackendError, parse_word, require
 from runtime.sampler import Auto, Model, Samples, load
+from runtime.score import Graphs
 from runtime.solvers import Solver, TimeGrid
 
-REPORTS = "reports"
 RECORD_FILE = "bench.json"
-FLOOR = "real series (floor)"
-MEAN_SAMPLE = "mean sample"
-_ROUGHLY = QualityOptions(num_directions=256, num_resamples=1, interval_directions=1)  # to compare, without intervals
+_PYTORCH = ("eager", "compiled")  # forms of `baseline.Form`, the first of them the one that speed-ups are over
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class CompareOptions:
     race: RaceOptions = field(default_factory=RaceOptions)
     quality: QualityOptions = field(default_factory=QualityOptions)
     max_sw_loss: float | None = None  # 0.05: fail if caching makes a distance more than 5 % larger
+    quick: bool = False  # without what takes longest: torch.compile, starts, stages, rivals that ask at most steps
 
     def __post_init__(self) -> None:
         parse_word(Part, self.part, "part of the reference")
@@ -93,6 +103,7 @@ class CompareOptions:
         require(few is None or 2 <= few <= self.num_samples, f"num_uncached must lie in 2 .. {self.num_samples}", few,
                 "leave it out for as many")  # fmt: skip
         require(self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "200 is the default")
+        require(self.num_search >= 2, "num_search must be at least 2", self.num_search, "128 is the default")
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "1 is the default")
         require(self.steps >= 2, "steps must be at least 2", self.steps, "1000 is the default")
         limit = self.max_sw_loss
@@ -114,65 +125,75 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
     """Run the bench and write its record to `<bundle>/reports/bench.json`."""
     machine = describe_machine()  # before the bench adds its own load
     reference = read_reference(options.reference, Part(options.part), options.seed)
-    with (
-        load(options.bundle, options.backend, threads=options.threads) as model,
-        open_pytorch(options.checkpoint, model, options.batch_size) as pytorch,
-    ):
-        bench = _Bench(options, reference, progress)
+    bench = _Bench(options, reference, progress)
+    with ExitStack() as opened:
+        model = opened.enter_context(load(options.bundle, options.backend, threads=options.threads))
         first = Contender(Way.UNCACHED, model, None, options.steps, options.solver, options.seed)
         chosen = model.settings(None, None, None, options.cache)
-        is_plan = isinstance(chosen.cache, Plan)
         cached_first = replace(first, way=Way.CACHED, cache=chosen.cache)
-        if is_plan:
+        if isinstance(chosen.cache, Plan):
             cached_first = replace(cached_first, steps=chosen.steps, solver=chosen.solver, grid=chosen.grid)
-        uncached = bench.draw(first, options.num_uncached) if options.uncached is None else bench.stored(first)
+        uncached = bench.draw(first) if options.uncached is None else bench.stored(first, options.uncached)
         cached = bench.draw(cached_first)
-        drawn = [uncached, cached, *(bench.draw(rival) for rival in bench.rivals(cached))]
-        timings, rounding = bench.time(drawn, None if pytorch is None else pytorch.model)
+        rivals = [bench.draw(rival) for rival in bench.rivals(cached, first, opened)]
+        twins = bench.twins(uncached, cached, opened)
+        timings, rounding = bench.time([uncached, cached, *rivals], twins)
+        few = len(uncached.series)
+        alike = judge(cached.series[:few], reference, options.quality)  # as many as uncached ones
+        without = bench.without_reuse(cached, few)
+        curves = bench.curves(uncached, cached)
     progress("timing: steps", 0.0)
     costs = step_costs_apart(options.bundle, options.backend, options.threads, options.batch_size)
-    few = len(uncached.series)
-    alike = judge(cached.series[:few], reference, options.quality)  # as many as uncached ones
-    paired = {uncached.contender.name: rounding}
+    starts = bench.starts()
+    paired = dict(rounding)
     if cached.contender.solver == options.solver:  # from the same noise
         paired[cached.contender.name] = paired_error(cached.series[:few], uncached.series, reference)
     yardsticks = bench.yardsticks()
-    record = Record(
-        created=now(),
-        model=_facts(model.manifest),
-        options=plain(asdict(replace(options, cache=Auto.AUTO)) | {"cache": chosen.facts}),
-        machine=machine,
-        baseline=None if pytorch is None else pytorch.choice,
-        rows=_rows(timings, drawn, paired, yardsticks),
+    rows = _rows([uncached, cached, *rivals], twins, timings, paired, yardsticks)
+    facts = asdict(replace(options, cache=Auto.AUTO)) | {"cache": chosen.facts}
+    record = replace(
+        record_of(Kind.BENCH, model, facts, machine, rows),
+        baseline="; ".join(twins.settings) or None,
         loss_time=loss(alike.time, uncached.quality.time, options.quality.level),
         loss_frequency=loss(alike.frequency, uncached.quality.frequency, options.quality.level),
         steps=costs,
-        failures=failures_of(alike, uncached.quality, yardsticks[MEAN_SAMPLE], options.max_sw_loss),
+        stages=bench.stages(chosen.cache),
+        starts=starts.starts,
+        curves=curves,
+        recomputed=recomputed_of(cached.drawn.stats),
+        notes=(*twins.missing, *starts.missing),
+        failures=failures_of(alike, uncached.quality, yardsticks[MEAN_SAMPLE], options.max_sw_loss, without),
     )
     write_records(options.bundle / REPORTS / RECORD_FILE, [record])
-    assert cached.samples is not None
-    drawn_here = {"e2crf": cached.samples} | ({"uncached": uncached.samples} if uncached.samples is not None else {})
-    return Comparison(record, reference, uncached.series, cached.samples, drawn_here)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What drawing one sample asks of the network, and of memory."""
-
-    passes: float
-    hit_rate: float
-    cache_bytes: int
+    drawn_here = {"e2crf": cached.drawn} | ({} if uncached.samples is None else {"uncached": uncached.samples})
+    return Comparison(record, reference, uncached.series, cached.drawn, drawn_here)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One way of sampling, what it drew, and what that is worth."""
+    """One way of sampling, what it drew, what that cost and what it is worth."""
 
     contender: Contender
     series: Series
-    cost: Cost
+    row: Row
     quality: Quality
     samples: Samples | None = None  # None: they come from a file
+
+    @property
+    def drawn(self) -> Samples:
+        """The samples of what was drawn here."""
+        assert self.samples is not None
+        return self.samples
+
+
+@dataclass
+class _Twins:
+    """The same ways of sampling on PyTorch and the split graphs, whose samples are not judged again."""
+
+    of_uncached: list[Contender] = field(default_factory=list)
+    of_cached: list[Contender] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)  # that PyTorch runs under
+    missing: list[str] = field(default_factory=list)  # sentences: what could not be opened, and why
 
 
 @dataclass(frozen=True)
@@ -183,88 +204,149 @@ class _Bench:
     reference: Reference
     progress: Progress
 
-    def draw(self, contender: Contender, num_samples: int | None = None) -> _Drawn:
+    def draw(self, contender: Contender) -> _Drawn:
         """Draw the samples that quality is judged by, and judge them."""
-        samples = contender.draw(num_samples or self.options.num_samples, self.options.sampling_batch, self.progress)
+        options, n = self.options, self.options.num_samples
+        if contender.way.has_own_cost:
+            n = options.num_uncached or n
+        samples = contender.draw(n, options.sampling_batch, self.progress)
         self.progress(f"judging: {contender.name}", 0.0)
-        stats, quality = samples.stats, judge(samples.series, self.reference, self.options.quality)
-        cost = Cost(stats.passes, stats.hit_rate, stats.cache_bytes)
-        return _Drawn(contender, samples.series, cost, quality, samples)
+        quality = judge(samples.series, self.reference, options.quality)
+        return _Drawn(contender, samples.series, row_of(contender.name, contender, samples), quality, samples)
 
-    def stored(self, contender: Contender) -> _Drawn:
-        """Uncached samples from a file, refused if they are not what `contender` would draw."""
-        path, wanted = self.options.uncached, self.options.num_uncached or self.options.num_samples
-        assert path is not None
-        series, facts = read_samples(path)
-        expected = {"source_digest": contender.model.manifest.source.digest, "steps": contender.steps,
-                    "solver": contender.solver, "grid": contender.grid, "seed": contender.seed, "first_sample": 0,
-                    "cache": None}  # fmt: skip
-        for name, value in expected.items():
-            found = facts.get(name, "nothing")
-            require(found == value, f"{path} must hold uncached samples with {name} {value}", found,
-                    "draw them with `e2crf sample --uncached` and the settings of the bench")  # fmt: skip
-        require(len(series) >= min(wanted, 2), f"{path} must hold samples", len(series), "draw more")
-        series = series[:wanted]
-        cost = Cost(float(contender.steps), 0.0, int(facts.get("stats", {}).get("cache_bytes", 0)))
-        return _Drawn(contender, series, cost, judge(series, self.reference, self.options.quality))
+    def stored(self, contender: Contender, path: Path) -> _Drawn:
+        """Uncached samples from a file, as many as are asked for."""
+        series, row = stored(path, contender)
+        series = series[: self.options.num_uncached or self.options.num_samples]
+        return _Drawn(contender, series, row, judge(series, self.reference, self.options.quality))
 
-    def rivals(self, cached: _Drawn) -> Iterator[Contender]:
-        """What a cache has to beat: fewer steps at equal passes and at equal quality, and plainer caches."""
-        passes = cached.cost.passes
-        few, as_good = self._fewer_steps(cached)
-        yield few
-        if as_good is not None:
-            yield replace(as_good, way=Way.FEWER_AS_GOOD)
-        yield fixed_interval(cached.contender, passes)
-        yield stale_features(cached.contender)
+    def rivals(self, cached: _Drawn, first: Contender, opened: ExitStack) -> Iterator[Contender]:
+        """What a cache has to beat; their sessions are closed with `opened`."""
+        options, passes = self.options, cached.drawn.stats.passes
+        count = min(options.num_search, options.num_samples)
+        miss = miss_from(cached.series[:count], self.reference, options.sampling_batch, self.progress)
+        tried = sorted(each_solver(cached.contender, whole_passes(passes), miss), key=lambda pair: pair[0])
+        ranked = [contender for _, contender in tried]
+        best = replace(ranked[0], way=Way.FEWER)
+        yield best
+        if (as_good := self._as_good(cached.contender, tried, miss)) is not None:
+            yield as_good
+        yield from ranked[1:]
+        found = rivals_of(cached.contender, passes, first, best, miss, options.threads)
+        for rival in opened.enter_context(found):
+            if not (options.quick and rival.way.has_own_cost):
+                yield rival
 
-    def _fewer_steps(self, cached: _Drawn) -> tuple[Contender, Contender | None]:
-        """The best rival of as many passes, and the cheapest one as good as the cache, None if none is."""
-        count = min(self.options.num_search, self.options.num_samples)
-        target = judge(cached.series[:count], self.reference, _ROUGHLY)
-        least = max(1, math.ceil(cached.cost.passes - 0.01))
-        at_equal: Contender | None = None
-        ways: tuple[tuple[Solver, TimeGrid], ...] = FEW_STEP_SOLVERS
-        for passes in _counts_from(least, min(self.options.most_passes, 4 * least)):
-            tried = [fewer_steps(cached.contender, solver, grid, passes) for solver, grid in ways]
-            over = []
-            for rival in tried:
-                self.progress(f"looking for an equal: {passes} passes", passes / self.options.most_passes)
-                found = judge(rival.draw(count, self.options.sampling_batch).series, self.reference, _ROUGHLY)
-                over.append(
-                    max(found.time.sliced / target.time.sliced, found.frequency.sliced / target.frequency.sliced)
-                )
-            best = min(range(len(tried)), key=over.__getitem__)
-            at_equal = at_equal or tried[best]
-            ways = tuple(ways[index] for index in sorted(range(len(ways)), key=over.__getitem__)[:2])  # the best two
-            if over[best] <= 1 + self.options.equal_within:
-                return at_equal, tried[best]
-        assert at_equal is not None
-        return at_equal, None
+    def _as_good(self, cached: Contender, tried: list[tuple[float, Contender]], miss: Miss) -> Contender | None:
+        """The cheapest of few steps that is as good as the cache, None if none is at up to four times its passes."""
+        options, bar = self.options, 1 + self.options.equal_within
+        least = round(_passes_of(tried[0][1]))
+        for passes in _counts_from(least, min(options.most_passes, 4 * least)):
+            if passes > least:  # the best two of them go on
+                again = [fewer_steps(cached, Solver(one.solver), TimeGrid(one.grid), passes, prior_of(one))
+                         for _, one in tried[:2]]  # fmt: skip
+                tried = sorted([(miss(one), one) for one in again], key=lambda pair: pair[0])
+            if tried[0][0] <= bar:
+                return replace(tried[0][1], way=Way.FEWER_AS_GOOD)
+        return None
 
-    def time(self, drawn: list[_Drawn], pytorch: Model | None) -> tuple[list[Timing], float | None]:
-        """Race all ways of sampling; also the paired error of the first to PyTorch, if that takes part."""
-        rivals = [one.contender for one in drawn]
-        if pytorch is not None:
-            rivals.insert(0, replace(rivals[0], model=pytorch))
+    def twins(self, uncached: _Drawn, cached: _Drawn, opened: ExitStack) -> _Twins:
+        """PyTorch, eager and compiled, and the split graphs, uncached and with the cache, where they run."""
+        first, cached_first, twins = uncached.contender, cached.contender, _Twins()
+        model, options, work = first.model, self.options, cached.drawn.stats.work
+        whole = work.tokens == work.full_tokens
+        for form in _PYTORCH[: 1 if options.quick else None]:
+            self.progress(f"preparing: pytorch {form}", 0.0)
+            try:
+                pytorch = opened.enter_context(open_pytorch(options.checkpoint, model, options.batch_size, form))
+            except BackendError as error:
+                twins.missing.append(f"PyTorch {form}: {error}")
+                continue
+            if pytorch is not None:
+                twins.settings.append(f"{form}: {pytorch.choice}")
+                twins.of_uncached.append(replace(first, model=pytorch.model))
+                if whole:
+                    twins.of_cached.append(replace(cached_first, model=pytorch.model))
+        if not whole and options.checkpoint is not None:  # a few tokens, against the cached rest
+            keeps = opened.enter_context(open_pytorch(options.checkpoint, model, options.batch_size, "keys and values"))
+            assert keeps is not None
+            twins.of_cached.append(replace(cached_first, model=keeps.model))
+        if "embed" in model.manifest.graphs and model.backend.name == BackendName.ONNXRUNTIME:
+            split = Model(model.manifest, model.backend, graphs=Graphs.SPLIT)
+            twins.of_uncached.append(replace(first, model=split))
+            twins.of_cached.append(replace(cached_first, model=split))
+        return twins
+
+    def time(self, drawn: list[_Drawn], twins: _Twins) -> tuple[list[Timing], dict[str, float]]:
+        """Race all ways of sampling, PyTorch first; also the paired errors of the twins, by name."""
+        uncached, cached, *rivals = (one.contender for one in drawn)
+        originals = {one.name: uncached for one in twins.of_uncached} | {one.name: cached for one in twins.of_cached}
+        lineup = [*twins.of_uncached, uncached, cached, *twins.of_cached, *rivals]
         size, turns = self.options.batch_size, count()
-        num_turns = len(rivals) * (self.options.race.warmups + self.options.race.rounds)
-        last: dict[str, Series] = {}
+        num_turns = len(lineup) * (self.options.race.warmups + self.options.race.rounds)
+        last: dict[str, tuple[Series, int]] = {}
 
         def rival(one: Contender) -> Rival:
             def sample(steps: int) -> None:
-                last[one.name] = replace(one, steps=steps).draw(size, size).series
+                last[one.name] = replace(one, steps=steps).draw(size, size).series, steps
 
             return Rival(one.name, sample, one.steps, size, is_uniform=one.cache is None)
 
         def tell(name: str) -> None:
-            self.progress(f"timing: {name}", next(turns) / num_turns)
+            self.progress(f"timing: {name}", min(1.0, next(turns) / num_turns))
 
-        timings = race([rival(one) for one in rivals], self.options.race, on_turn=tell)
-        if pytorch is None:
-            return timings, None
-        same = replace(rivals[1], steps=timings[0].measured_steps).draw(size, size).series
-        return timings, paired_error(last[rivals[0].name], same, self.reference)
+        timings = race([rival(one) for one in lineup], self.options.race, on_turn=tell)
+        rounding = {}
+        for name, original in originals.items():
+            series, steps = last[name]
+            same = replace(original, steps=steps).draw(size, size).series
+            rounding[name] = paired_error(series, same, self.reference)
+        return timings, rounding
+
+    def without_reuse(self, cached: _Drawn, n: int) -> Quality | None:
+        """The same prior phase and the network at every later step, for the gate; None where there is no gate."""
+        if self.options.max_sw_loss is None:
+            return None
+        one = replace(cached.contender, way=Way.UNCACHED, cache=_without_reuse(cached.contender))
+        return judge(one.draw(n, self.options.sampling_batch, self.progress).series, self.reference,
+                     self.options.quality)  # fmt: skip
+
+    def curves(self, uncached: _Drawn, cached: _Drawn) -> tuple[Curve, ...]:
+        """What runs over frequencies, lags and steps."""
+        generated = {Way.UNCACHED: uncached.series, Way.CACHED: cached.series}
+        sets = {"real": self.reference.series} | {str(way): series for way, series in generated.items()}
+        found = [
+            *spectrum_curves(sets),
+            *autocorrelation_curves(sets),
+            *series_curves({str(Way.CACHED): cached.series}),
+            *cache_curves(cached.drawn.stats, Way.CACHED),
+        ]
+        if not self.options.quick:
+            self.progress("sampling: step by step", 0.0)
+            one = cached.contender
+            assert one.cache is not None
+            curve = paired_error_by_step(
+                one.model, one.cache, baseline=_without_reuse(one), steps=one.steps, solver=one.solver, grid=one.grid,
+                seed=one.seed,
+            )  # fmt: skip
+            found.append(curve)
+        return tuple(found)
+
+    def stages(self, cache: Cache) -> tuple[Stages, ...]:
+        """Where the time of a step goes."""
+        options = self.options
+        if options.quick or options.backend == BackendName.FAKE:
+            return ()
+        self.progress("timing: stages", 0.0)
+        return stages_apart(options.bundle, options.backend, options.threads, options.batch_size, cache)
+
+    def starts(self) -> Starts:
+        """What stands before the first sample."""
+        options = self.options
+        if options.quick or options.backend == BackendName.FAKE:
+            return Starts((), ())
+        wanted = StartOptions(options.bundle, options.checkpoint, options.batch_size, threads=options.threads)
+        return measure_starts(wanted, on_rival=lambda name: self.progress(f"starting: {name}", 0.0))
 
     def yardsticks(self) -> dict[str, Quality]:
         """Real series and their mean, judged as samples are."""
@@ -272,6 +354,17 @@ class _Bench:
             FLOOR: floor(self.reference, self.options.num_samples, self.options.quality),
             MEAN_SAMPLE: mean_sample(self.reference, self.options.quality),
         }
+
+
+def _without_reuse(cached: Contender) -> E2CRF:
+    return E2CRF(policy=PolicyName.NEVER, alpha_prior=prior_of(cached))
+
+
+def _passes_of(few: Contender) -> float:
+    """What a way without reuse asks of the network."""
+    assert few.cache is not None
+    steps = few.model.schedule(Solver(few.solver), few.steps, TimeGrid(few.grid), Reuse.RESIDUAL)[2]
+    return few.steps - first_network_step(steps, prior_of(few))
 
 
 def _counts_from(least: int, most: int) -> list[int]:
@@ -283,64 +376,19 @@ def _counts_from(least: int, most: int) -> list[int]:
 
 
 def _rows(
-    timings: list[Timing],
     drawn: list[_Drawn],
-    paired: dict[str, float | None],
+    twins: _Twins,
+    timings: list[Timing],
+    paired: dict[str, float],
     yardsticks: dict[str, Quality],
-) -> tuple[Row, ...]:
-    by_name = {one.contender.name: one for one in drawn}
-    uncached = drawn[0].contender
+) -> list[Row]:
+    """The rows in the order of the race, and the yardsticks below them."""
     level = yardsticks[FLOOR]
-    rows = []
-    for timing in timings:
-        row = Row(
-            timing.name,
-            steps=uncached.steps,
-            solver=uncached.solver,
-            ms_per_sample=timing.median_ms,
-            p90_ms_per_sample=timing.p90_ms,
-            speedup=timing.speedup,
-            measured_steps=timing.measured_steps,
-            passes=float(uncached.steps),
-            hit_rate=0.0,
-            paired_error=paired.get(timing.name),
-        )
-        if (one := by_name.get(timing.name)) is not None:
-            row = replace(
-                row,
-                steps=one.contender.steps,
-                solver=one.contender.solver,
-                grid=one.contender.grid,
-                passes=one.cost.passes,
-                hit_rate=one.cost.hit_rate,
-                cache_bytes=one.cost.cache_bytes,
-                **figures_of(one.quality, level),
-            )
-        rows.append(row)
-    return (*rows, *(Row(name, **figures_of(quality, level)) for name, quality in yardsticks.items()))
-
-
-def figures_of(quality: Quality, level: Quality) -> dict[str, Any]:
-    """The quality columns of a row; `level` is that of real series."""
-    figures: dict[str, Any] = {name: getattr(quality, name) for name in ("num_samples", "num_diverged", "num_left_out")}
-    for domain in ("time", "frequency"):
-        distance, least = getattr(quality, domain), getattr(level, domain)
-        figures |= {
-            f"sw_{domain}": distance.sliced,
-            f"sw_{domain}_low": distance.low,
-            f"sw_{domain}_high": distance.high,
-            f"sw_{domain}_pot": distance.sliced_pot,
-            f"sw_{domain}_over_floor": distance.sliced / least.sliced,
-            f"marginal_{domain}": distance.marginal,
-        }
-    return figures
-
-
-def _facts(manifest: Manifest) -> dict[str, Any]:
-    """What was benched, without folders."""
-    return {
-        "source": asdict(manifest.source),
-        "network": asdict(manifest.network),
-        "diffusion": asdict(manifest.diffusion),
-        "parity": manifest.parity,
-    }
+    judged = {one.contender.name: replace(one.row, **figures_of(one.quality, level)) for one in drawn}
+    uncached, cached = (judged[one.contender.name] for one in drawn[:2])
+    rows = judged.copy()
+    for contenders, original in ((twins.of_uncached, uncached), (twins.of_cached, cached)):
+        for one in contenders:
+            rows[one.name] = replace(original, rival=one.name, cache_bytes=None, same_as=original.rival)
+    found = [replace(with_time(rows[timing.name], timing), paired_error=paired.get(timing.name)) for timing in timings]
+    return [*found, *(Row(name, **figures_of(quality, level)) for name, quality in yardsticks.items())]

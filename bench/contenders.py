@@ -1,23 +1,43 @@
 """The ways of sampling one model that are set against each other, from plain PyTorch to E2-CRF.
 
 All of them go through the one sampler of the runtime, with the same noise for the same sample and step;
-only the network behind it, the cache and the number of steps differ.
+only the network behind it, the cache, the solver and the number of steps differ.
+
+What a cache is set against, each in the best form that was found for it:
+
+- *fewer steps*: no reuse, the same closed-form prior phase, a coarse time grid; by every solver in its best grid.
+- *Taylor* (`taylor.py`): what TaylorSeer and cache-dit do, at a constant interval, and friendlier at the plan's steps.
+- *K/V only* (`kv_only.py`): what the published E2-CRF code does at every step; also put into the few-step rival.
+- *published E2-CRF*: its README's parameters over stale features, no prior phase. *Stale features* is its friendlier
+  form, at the plan's steps.
+- *fixed interval*: this cache without a calibrated schedule.
+
+All of them take as many passes as the cached row, but for those that cannot: `Way.has_own_cost`.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.cache.options import E2CRF, PolicyName
+import numpy as np
+
+from bench.quality import QualityOptions, judge
+from bench.reference import Reference, Series
+from bench.taylor import TaylorBackend
+from bench.whole_steps import WholeSteps
+from runtime.backends.base import BackendName
+from runtime.cache.options import E2CRF, PolicyName, Preset
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Cache, Reuse, steps_of
 from runtime.errors import CacheWarning
 from runtime.sampler import Model, Samples, StepInfo
+from runtime.score import Graphs
 from runtime.sde import process_from_facts
 from runtime.solvers import Solver, TimeGrid, time_grid
 
@@ -32,8 +52,20 @@ class Way(StrEnum):
     CACHED = "E2-CRF"
     FEWER = "fewer steps"  # of as many passes
     FEWER_AS_GOOD = "fewer steps, as good"
+    FEWER_EACH = "fewer steps of"  # one solver, which the name of the row goes on with
     INTERVAL = "fixed interval"
-    STALE = "stale features"
+    STALE = "stale features"  # at the plan's steps
+    TAYLOR = "Taylor, order 1"
+    TAYLOR_PLANNED = "Taylor, order 1, plan's steps"
+    TAYLOR_SECOND = "Taylor, order 2"
+    KV_FEWER = "K/V only, fewer steps"
+    KV_ONLY = "K/V only"  # at every step
+    PUBLISHED = "published E2-CRF"
+
+    @property
+    def has_own_cost(self) -> bool:
+        """Whether it asks the network at most steps, so that it costs far more than the cached row."""
+        return self in (Way.UNCACHED, Way.KV_ONLY, Way.PUBLISHED)
 
 
 Progress = Callable[[str, float], None]  # what is being done, and how much of it is: 0 to 1
@@ -54,10 +86,12 @@ class Contender:
     @property
     def name(self) -> str:
         """What the rows of a table call it."""
-        return f"{self.model.backend.name}, {self.way}"
+        what = f"{self.way} {self.solver}" if self.way is Way.FEWER_EACH else self.way
+        parts = f" {self.model.graphs}" if self.model.graphs is Graphs.SPLIT else ""
+        return f"{self.model.backend.name}{parts}, {what}"
 
     def draw(self, n: int, batch_size: int, progress: Progress | None = None) -> Samples:
-        """Draw samples 0 .. n - 1 of the seed."""
+        """Draw samples 0 .. n - 1 of the seed; the record says what was really computed."""
 
         def tell(info: StepInfo) -> None:
             done = info.first_sample * info.num_steps + info.batch * (info.index + 1)
@@ -67,7 +101,7 @@ class Contender:
         with warnings.catch_warnings():
             if self.way is not Way.CACHED:  # nobody chose the knobs of a rival
                 warnings.simplefilter("ignore", CacheWarning)
-            return self.model.sample(
+            drawn = self.model.sample(
                 n,
                 steps=self.steps,
                 solver=self.solver,
@@ -75,16 +109,17 @@ class Contender:
                 seed=self.seed,
                 batch_size=batch_size,
                 cache=self.cache,
-                on_step=None if progress is None or self.cache is not None else tell,
+                on_step=tell if progress is not None and self.way.has_own_cost else None,
             )
+        backend = self.model.backend
+        return replace(drawn, stats=backend.true(drawn.stats, batch_size)) if isinstance(backend, WholeSteps) else drawn
 
 
-FEW_STEP_SOLVERS = (
-    (Solver.DDIM, TimeGrid.QUADRATIC),
-    (Solver.DPMPP_2M, TimeGrid.UNIFORM),
-    (Solver.DPMPP_2M, TimeGrid.QUADRATIC),
-    (Solver.DPMPP_2M, TimeGrid.LOGSNR),
-)  # what is good at few steps; ancestral, Euler-Maruyama and the stochastic 2M need more
+Miss = Callable[[Contender], float]  # how far what a contender draws is from real series; smaller is better
+FEW_STEP_SOLVERS = tuple(product(Solver, TimeGrid))
+ROUGHLY = QualityOptions(num_directions=256, num_resamples=1, interval_directions=1)  # to compare, without intervals
+_PRIORS, _LARGEST_PRIOR = (0.5, 1.5), 0.9  # prior phases that few steps try, by that of the cached one
+TAYLOR_STEPS = 50  # of the originals' samplers; as many as in the cached row are tried too
 
 
 def prior_of(cached: Contender) -> float:
@@ -96,21 +131,23 @@ def prior_of(cached: Contender) -> float:
     return 0.0
 
 
-def fewer_steps(cached: Contender, solver: Solver, grid: TimeGrid, passes: int) -> Contender:
+def fewer_steps(
+    cached: Contender, solver: Solver, grid: TimeGrid, passes: int, alpha_prior: float | None = None
+) -> Contender:
     """A contender whose time grid is so coarse that it costs `passes` without reusing anything.
 
-    The closed-form prior phase stays, since it is no reuse and costs nothing; of the remaining steps each is
-    one full pass. Of the numbers of steps that cost as much, the largest.
+    The closed-form prior phase stays (that of the cached one, or another), since it is no reuse and costs nothing; of
+    the remaining steps each is one full pass. Of the numbers of steps that cost as much, the largest.
     """
-    alpha_prior = prior_of(cached)
+    alpha = prior_of(cached) if alpha_prior is None else alpha_prior
 
     def cost(steps: int) -> int:
-        return sum(signal >= alpha_prior for signal in _signals(cached.model, steps, grid))
+        return sum(signal >= alpha for signal in _signals(cached.model, steps, grid))
 
     steps = 2
     while cost(steps + 1) <= passes:
         steps += 1
-    cache = E2CRF(policy=PolicyName.NEVER, alpha_prior=alpha_prior)
+    cache = E2CRF(policy=PolicyName.NEVER, alpha_prior=alpha)
     return replace(cached, way=Way.FEWER, cache=cache, steps=steps, solver=solver, grid=grid)
 
 
@@ -120,30 +157,151 @@ def _signals(model: Model, steps: int, grid: TimeGrid) -> list[float]:
     return [step.signal for step in steps_of(process, time_grid(grid, process, steps, diffusion.eps))]
 
 
-def fixed_interval(cached: Contender, passes: float) -> Contender:
-    """A constant interval without low frequencies, of as many passes, rounded up."""
-    alpha_prior = prior_of(cached)
+def fixed_interval(cached: Contender, passes: float, reuse: Reuse | None = None) -> Contender:
+    """A constant interval without low frequencies, of as many passes, rounded up; reuse as cached unless given."""
+    alpha_prior, cache = prior_of(cached), cached.cache
     num_network = sum(signal >= alpha_prior for signal in _signals(cached.model, cached.steps, TimeGrid(cached.grid)))
-    R = max(1, -(-num_network // max(1, math.ceil(passes - 0.01))))
-    return replace(cached, way=Way.INTERVAL, cache=E2CRF(R=R, K=0, alpha_prior=alpha_prior))
+    R = max(1, -(-num_network // whole_passes(passes)))
+    chosen = reuse or (Reuse.RESIDUAL if cache is None else Reuse(cache.reuse))
+    return replace(cached, way=Way.INTERVAL, cache=E2CRF(R=R, K=0, alpha_prior=alpha_prior, reuse=chosen))
 
 
 def stale_features(cached: Contender) -> Contender:
     """The same schedule reusing features, as the published code does: the score is stale."""
+    return _reusing(cached, Way.STALE, Reuse.FEATURE)
+
+
+def _reusing(cached: Contender, way: Way, reuse: Reuse) -> Contender:
+    """The same schedule, without the guard, which knows only the error of what was calibrated."""
     if isinstance(cached.cache, Plan):
-        return replace(cached, way=Way.STALE, cache=replace(cached.cache, reuse=Reuse.FEATURE, surprise=()))
+        return replace(cached, way=way, cache=replace(cached.cache, reuse=reuse, surprise=()))
     assert isinstance(cached.cache, E2CRF)
-    return replace(cached, way=Way.STALE, cache=replace(cached.cache, reuse=Reuse.FEATURE))
+    return replace(cached, way=way, cache=replace(cached.cache, reuse=reuse))
+
+
+def miss_from(
+    target: Series, reference: Reference, batch_size: int, progress: Progress = lambda doing, share: None
+) -> Miss:
+    """How far a contender's samples are from real series, over how far the target's are, as many of them.
+
+    The larger ratio of both domains, roughly; infinite where fewer than two samples are finite.
+    """
+    aim = judge(target, reference, ROUGHLY)
+
+    def miss(rival: Contender) -> float:
+        progress(f"looking for the best: {rival.name}", 0.0)
+        series = rival.draw(len(target), batch_size).series
+        if np.isfinite(series).all(axis=(1, 2)).sum() < 2:
+            return math.inf
+        found = judge(series, reference, ROUGHLY)
+        return max(found.time.sliced / aim.time.sliced, found.frequency.sliced / aim.frequency.sliced)
+
+    return miss
+
+
+def each_solver(cached: Contender, passes: int, miss: Miss) -> list[tuple[float, Contender]]:
+    """Fewer steps at equal passes by every solver, each in the time grid that misses least, and by how much.
+
+    The two best of them may also choose a prior phase: that of the cached one was calibrated for its cache.
+    """
+
+    def rival(solver: str, grid: str, alpha_prior: float) -> Contender:
+        few = fewer_steps(cached, Solver(solver), TimeGrid(grid), passes, alpha_prior)
+        return replace(few, way=Way.FEWER_EACH)
+
+    alpha = prior_of(cached)
+    best = [_best([rival(solver, grid, alpha) for grid in TimeGrid], miss) for solver in Solver]
+    others = {min(factor * alpha, _LARGEST_PRIOR) for factor in _PRIORS} - {alpha}
+    for index in sorted(range(len(best)), key=lambda i: best[i][0])[:2]:
+        one = best[index][1]
+        changed = [_best([rival(one.solver, one.grid, other)], miss) for other in sorted(others)]
+        best[index] = min([best[index], *changed], key=lambda pair: pair[0])
+    return best
+
+
+def _best(rivals: Sequence[Contender], miss: Miss) -> tuple[float, Contender]:
+    return min(((miss(rival), rival) for rival in rivals), key=lambda pair: pair[0])
+
+
+def taylor(cached: Contender, passes: int, steps: int, order: int, *, of_noise: bool) -> Contender:
+    """Full steps at a constant interval after the prior phase, a Taylor expansion of the score or noise in between.
+
+    The interval is constant but for rounding, so that no pass is lost to it.
+
+    The originals compute the first two or three steps besides. At so few passes that costs them more than it
+    gives (a difference over one step of a thousand is mostly rounding), so it is left out.
+    """
+    grid, alpha_prior = TimeGrid(cached.grid), prior_of(cached)
+    signals = _signals(cached.model, steps, grid)
+    first = next((i for i, signal in enumerate(signals) if signal >= alpha_prior), steps - 1)
+    computed = tuple(sorted({k * (steps - first) // passes for k in range(passes)}))
+    manifest = cached.model.manifest
+    rival = replace(cached, way=Way.TAYLOR if order == 1 else Way.TAYLOR_SECOND, steps=steps)
+    if order == 1:
+        reuse = Reuse.NOISE_LINEAR if of_noise else Reuse.FEATURE_LINEAR
+        refreshes = tuple(first + k for k in computed)
+        plan = Plan(source_digest=manifest.source.digest, steps=steps, solver=cached.solver, grid=grid, reuse=reuse,
+                    refreshes=refreshes)  # fmt: skip
+        return replace(rival, cache=plan)
+    backend = TaylorBackend(cached.model.backend, manifest, computed, order, of_noise=of_noise)
+    cache = E2CRF(policy=PolicyName.NEVER, alpha_prior=alpha_prior)
+    return replace(rival, model=Model(manifest, backend), cache=cache)
 
 
 @contextmanager
-def open_pytorch(checkpoint: Path | None, model: Model, batch_size: int) -> "Iterator[Baseline | None]":
-    """The PyTorch baseline of a checkpoint file, or None if there is no checkpoint to compare with."""
+def rivals_of(
+    cached: Contender, passes: float, plain: Contender, few: Contender, miss: Miss, threads: int | None = None
+) -> Iterator[list[Contender]]:
+    """The rivals of a cached contender that costs `passes`, beside fewer steps; their sessions are open in the block.
+
+    `plain` is the uncached contender, `few` the best of fewer steps at equal passes, `miss` what the variants of one
+    rival are chosen by. What needs a transformer in fp32 on ONNX Runtime, or K/V, is left out where there is none.
+    """
+    count = whole_passes(passes)
+    modes = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
+    rivals = [_best([fixed_interval(cached, passes, reuse) for reuse in modes], miss)[1], stale_features(cached)]
+    for order in (1, 2) if count > 2 else (1,):  # a second difference takes three values
+        pairs = product(sorted({TAYLOR_STEPS, cached.steps}), (False, True))
+        tried = [taylor(cached, count, steps, order, of_noise=of_noise) for steps, of_noise in pairs]
+        rivals.append(_best(tried, miss)[1])
+    linear = (Reuse.FEATURE_LINEAR, Reuse.NOISE_LINEAR)
+    rivals.append(_best([_reusing(cached, Way.TAYLOR_PLANNED, reuse) for reuse in linear], miss)[1])
+    model = cached.model
+    with ExitStack() as opened:
+        if model.bundle is not None and can_keep_kv(model):
+            from bench.kv_only import KvOnlyBackend  # onnx only where it is asked for
+
+            backend = KvOnlyBackend(model.bundle, model.manifest, threads=threads)
+            kv_only = opened.enter_context(Model(model.manifest, backend))
+            every = E2CRF(policy=PolicyName.NEVER, alpha_prior=prior_of(cached))
+            rivals.append(replace(few, way=Way.KV_FEWER, model=kv_only))
+            rivals.append(replace(cached, way=Way.KV_ONLY, model=kv_only, cache=every))
+        if model.facts.tokens.obstacle is None:
+            rivals.append(replace(plain, way=Way.PUBLISHED, cache=E2CRF.preset(Preset.README)))
+        yield rivals
+
+
+def whole_passes(passes: float) -> int:
+    """Passes as rivals count them: rounded up, but for a hundredth."""
+    return max(1, math.ceil(passes - 0.01))
+
+
+def can_keep_kv(model: Model) -> bool:
+    """Whether K/V-only caching can be built for a model: graphs of a transformer in fp32, on ONNX Runtime."""
+    manifest = model.manifest
+    is_known = model.backend.name == BackendName.ONNXRUNTIME and manifest.precision == "fp32"
+    return is_known and manifest.network.num_heads > 0
+
+
+@contextmanager
+def open_pytorch(
+    checkpoint: Path | None, model: Model, batch_size: int, form: str = "eager"
+) -> "Iterator[Baseline | None]":
+    """The PyTorch baseline of a checkpoint file in a form of `baseline.Form`, or None if there is no checkpoint."""
     if checkpoint is None:
         yield None
         return
-    from bench.baseline import baseline  # torch only where it is asked for
-    from export.checkpoint import checkpoint_of
+    from bench.baseline import Form, baseline, source_of  # torch only where it is asked for
 
-    with baseline(checkpoint_of(checkpoint, model.manifest), model.manifest, batch_size) as opened:
+    with baseline(source_of(checkpoint, model.manifest), model.manifest, batch_size, Form(form)) as opened:
         yield opened

@@ -1,27 +1,38 @@
 """Rivals timed in one run, turn by turn, so that they meet the same machine.
 
-A small shared machine drifts by tens of per cent from minute to minute. Rivals timed one after another
-would be compared across that drift; here every round times all of them, back to back, each round in the
-opposite order of the last, and the speed-up over the first rival is taken within a round before the median
-over rounds. The ratio is what repeats; the milliseconds are of this machine on this day.
+A small shared machine drifts by tens of per cent from minute to minute. Rivals timed one after another would be
+compared across that drift; here every round times all of them, each round in the opposite order of the last, and
+the first rival, which the others are measured against, again between any two others (where it is not slower than
+`between_s`): a speed-up is the mean of its turns right before and right after, over the turn of the rival. Then comes
+the median over rounds. The ratio is what repeats; the milliseconds are of this machine on this day.
 
-A rival samples whole trajectories, end to end from noise to series. One that computes every step alike (an
-uncached one) and would take longer than `limit_s` is timed over fewer steps instead and scaled up; its
-`Timing` says so. One that takes milliseconds is repeated until its turn is `turn_s` long: a single call after
-another rival's turn would mostly measure what that left of the caches.
+For that no turn may be long. A rival samples whole trajectories, end to end from noise to series. One that computes
+every step alike (an uncached one) and would take longer than `limit_s` is timed over fewer steps instead and scaled
+up; its `Timing` says so. One that takes milliseconds is repeated until its turn is `turn_s` long, and the first
+repeats do not count: threads that the rival before left looking for work, and cold caches, are in them. On a
+simulated machine that drifts as shared ones do (`test_bench_latency`), 40 races of a rival of 38 ms against one of
+15 s then agree within 5 %; timed over whole trajectories they are apart by 60 %.
+
+Intervals are order statistics of the rounds, which hold the median with a chance of at least 95 % if rounds are
+independent; of fewer than six rounds they are the range (five: 94 %, three: 75 %). p90 and p99 are over single
+trajectories of all rounds; of a rival timed over fewer steps they are wider than those of whole trajectories.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import require
 
-_PROBE_STEPS = 10
+Floats = NDArray[np.float64]
+_PROBE_STEPS = 3
 _MOST_REPEATS = 1000
+_LEVEL = 0.95  # of intervals
 
 
 @dataclass(frozen=True)
@@ -39,28 +50,36 @@ class Rival:
 class RaceOptions:
     """How often, and how long at most."""
 
-    rounds: int = 5
+    rounds: int = 9
     warmups: int = 1
-    limit_s: float = math.inf  # for one trajectory of a uniform rival
+    limit_s: float = 0.3  # for one trajectory of a uniform rival
     turn_s: float = 0.2  # the least that a turn takes, by repetition
+    settle_s: float = 0.02  # the least of a turn that does not count, where it is repeated
+    between_s: float = 2.0  # a first rival that takes no longer is timed again between any two others
 
     def __post_init__(self) -> None:
-        require(self.rounds >= 1, "rounds must be at least 1", self.rounds, "5 is the default")
+        require(self.rounds >= 1, "rounds must be at least 1", self.rounds, "9 is the default")
         require(self.warmups >= 0, "warmups must not be negative", self.warmups, "1 is the default")
-        require(self.limit_s > 0, "limit_s must be above 0", self.limit_s, "leave it out for whole trajectories")
+        require(self.limit_s > 0, "limit_s must be above 0", self.limit_s, "0.3 is the default, inf for whole ones")
         require(self.turn_s >= 0, "turn_s must not be negative", self.turn_s, "0.2 is the default")
+        require(self.settle_s >= 0, "settle_s must not be negative", self.settle_s, "0.02 is the default")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one rival took."""
+    """What one rival took; times are per sample."""
 
     name: str
-    median_ms: float  # per sample
-    p90_ms: float  # per sample
+    median_ms: float  # over rounds
+    low_ms: float  # interval of that median
+    high_ms: float
+    p90_ms: float  # of single trajectories
+    p99_ms: float
     speedup: float  # how many times faster than the first rival; median over rounds
+    speedup_low: float  # interval of that median
+    speedup_high: float
     measured_steps: int  # fewer than asked for if the rival was too slow to be timed whole
-    rounds_ms: list[float]  # per sample, in the order they ran
+    rounds_ms: list[float]  # in the order they ran
 
 
 def race(
@@ -70,39 +89,97 @@ def race(
     clock: Callable[[], float] = time.perf_counter,
     on_turn: Callable[[str], None] | None = None,
 ) -> list[Timing]:
-    """Time the rivals against the first of them; `on_turn` hears the name of each one before its turn."""
+    """Time the rivals against the first of them; `on_turn` hears the name of each one, once a round."""
     options = options or RaceOptions()
     steps = [_steps_within(rival, options.limit_s, clock) for rival in rivals]
+    everyone = range(len(rivals))
 
-    def turn(index: int) -> float:
-        rival = rivals[index]
+    def announce(index: int) -> None:
         if on_turn is not None:
-            on_turn(rival.name)
-        taken = [_timed(rival, steps[index], clock)]
-        while sum(taken) < options.turn_s and len(taken) < _MOST_REPEATS:
-            taken.append(_timed(rival, steps[index], clock))
-        return float(np.median(taken)) * 1e3 * rival.num_steps / steps[index] / rival.batch_size
+            on_turn(rivals[index].name)
 
+    def timed(index: int) -> float:
+        return _timed(rivals[index], steps[index], clock)
+
+    per_sample = [1e3 * rival.num_steps / some / rival.batch_size for rival, some in zip(rivals, steps, strict=True)]
+    warm_s = [math.inf for _ in rivals]
     for _ in range(options.warmups):
-        for index in range(len(rivals)):
-            turn(index)
-    taken = np.empty((options.rounds, len(rivals)))
+        for index in everyone:
+            announce(index)
+            warm_s[index] = timed(index)
+    taken, speedups = np.empty((2, options.rounds, len(rivals)))
+    single: list[list[float]] = [[] for _ in rivals]
     for number in range(options.rounds):
-        order = range(len(rivals)) if number % 2 == 0 else reversed(range(len(rivals)))
-        for index in order:
-            taken[number, index] = turn(index)
-    speedups = taken[:, :1] / taken
+        order = _order(len(rivals), warm_s[0] <= options.between_s, reverse=number % 2 == 1)
+        middles: list[float] = []
+        for place, index in enumerate(order):
+            if index not in order[:place]:
+                announce(index)
+            repeats = [per_sample[index] * one for one in _repeated(partial(timed, index), options)]
+            single[index] += repeats
+            middles.append(float(np.median(repeats)))
+        for index in everyone:
+            taken[number, index] = np.mean([middles[place] for place, one in enumerate(order) if one == index])
+            speedups[number, index] = np.mean(_beside(index, order, middles)) / taken[number, index]
     return [
-        Timing(
-            name=rival.name,
-            median_ms=float(np.median(taken[:, index])),
-            p90_ms=float(np.quantile(taken[:, index], 0.9)),
-            speedup=float(np.median(speedups[:, index])),
-            measured_steps=steps[index],
-            rounds_ms=taken[:, index].tolist(),
-        )
+        _told(rival.name, taken[:, index], speedups[:, index], single[index], steps[index])
         for index, rival in enumerate(rivals)
     ]
+
+
+def _told(name: str, taken: Floats, speedups: Floats, single: list[float], measured_steps: int) -> Timing:
+    low, high = median_interval(taken.tolist())
+    speedup_low, speedup_high = median_interval(speedups.tolist())
+    return Timing(
+        name=name,
+        median_ms=float(np.median(taken)),
+        low_ms=low,
+        high_ms=high,
+        p90_ms=float(np.quantile(single, 0.9)),
+        p99_ms=float(np.quantile(single, 0.99)),
+        speedup=float(np.median(speedups)),
+        speedup_low=speedup_low,
+        speedup_high=speedup_high,
+        measured_steps=measured_steps,
+        rounds_ms=taken.tolist(),
+    )
+
+
+def _order(num_rivals: int, is_between: bool, *, reverse: bool) -> list[int]:
+    """Whose turn it is in one round."""
+    order = list(range(num_rivals))[:: -1 if reverse else 1]
+    if not is_between or num_rivals == 1:
+        return order
+    return [0, *(one for other in order if other for one in (other, 0))]
+
+
+def _beside(index: int, order: list[int], middles: list[float]) -> list[float]:
+    """The turns of the first rival that stand next to that of rival `index`; all of the round if none does."""
+    place = order.index(index)
+    near = [middles[one] for one in (place - 1, place + 1) if index and 0 <= one < len(order) and order[one] == 0]
+    return near or [middle for one, middle in zip(order, middles, strict=True) if one == 0]
+
+
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """The narrowest pair of order statistics that holds the median with 95 %; the range where there are too few."""
+    ordered, count, cut = sorted(values), len(values), 1
+    while 2 * sum(math.comb(count, one) for one in range(cut + 1)) <= (1 - _LEVEL) * 2**count:
+        cut += 1
+    return ordered[cut - 1], ordered[-cut]
+
+
+def _repeated(timed: Callable[[], float], options: RaceOptions) -> list[float]:
+    """The seconds of every repeat of a turn that counts."""
+    first = timed()
+    if first >= options.turn_s:  # long enough for what was before not to matter
+        return [first]
+    settled = first
+    while settled < options.settle_s:
+        settled += timed()
+    taken = [timed()]
+    while sum(taken) < options.turn_s and len(taken) < _MOST_REPEATS:
+        taken.append(timed())
+    return taken
 
 
 def _timed(rival: Rival, steps: int, clock: Callable[[], float]) -> float:
@@ -120,4 +197,4 @@ def _steps_within(rival: Rival, limit_s: float, clock: Callable[[], float]) -> i
     per_step = _timed(rival, probe, clock) / probe
     if per_step * rival.num_steps <= limit_s:
         return rival.num_steps
-    return min(rival.num_steps, max(probe, int(limit_s / per_step)))
+    return min(rival.num_steps, max(probe, round(limit_s / per_step)))

@@ -13,6 +13,7 @@ functions draw with a figure of their own and change no global state of matplotl
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-from numpy.typing import NDArray
 
-from bench.compare import FLOOR, Comparison
+from bench.compare import Comparison
+from bench.curves import shrunk
 from bench.records import Record
 from bench.reference import Series
+from bench.rows import FLOOR
+from bench.spectra import spectral_density
 from runtime.cache.stats import Stats
-from runtime.fourier import dft, frequencies
 
 BLACK, ORANGE, BLUE, GREEN = "#000000", "#E69F00", "#0072B2", "#009E73"
+LOOKS = ((ORANGE, "s"), (BLUE, "o"), (GREEN, "^"), ("#CC79A7", "D"), ("#D55E00", "v"), ("#56B4E9", "P"), (BLACK, "X"))
 
 STYLE = {
     "font.size": 14,
@@ -83,16 +86,6 @@ def draw_series(real: Series, generated: Series, path: Path, *, num: int = 5, se
         figure.supylabel("value" if channels == 1 else f"value of channel 1 of {channels}")
 
 
-def spectral_density(series: Series) -> NDArray[np.float64]:
-    """Energy by frequency of each series, over all channels: [n, N, C] -> [n, F], mirror images included."""
-    tokens = dft(series.astype(np.float64))
-    frequency = frequencies(series.shape[1])
-    energy = np.zeros((len(series), int(frequency.max()) + 1))
-    np.add.at(energy.T, frequency, np.square(tokens).sum(axis=2).T)
-    is_mirrored = np.bincount(frequency) == 2
-    return np.asarray(energy * np.where(is_mirrored, 2.0, 1.0))
-
-
 def draw_spectrum(sets: dict[str, Series], path: Path) -> None:
     """Energy by frequency of each set of series, real ones first: median, and 10th to 90th percentile."""
     looks = zip((BLACK, ORANGE, BLUE), ("-", "--", ":"), (2.2, 2.8, 3.4), strict=True)
@@ -121,7 +114,7 @@ def draw_recomputed(stats: Stats, path: Path) -> None:
         axes = figure.subplots()
         num_frequencies, num_steps = heatmap.shape
         image = axes.imshow(
-            _shrunk(heatmap),
+            shrunk(heatmap, 250),
             origin="lower",
             aspect="auto",
             interpolation="nearest",
@@ -138,22 +131,12 @@ def draw_recomputed(stats: Stats, path: Path) -> None:
         figure.colorbar(image, ax=axes, label="share recomputed", ticks=[0, 0.5, 1])
 
 
-def _shrunk(heatmap: NDArray[np.float64], columns: int = 250) -> NDArray[np.float64]:
-    """At most `columns` steps across, each the largest of its steps: a single one stays visible."""
-    num_steps = heatmap.shape[1]
-    if num_steps <= columns:
-        return heatmap
-    starts = np.linspace(0, num_steps, columns, endpoint=False).astype(np.int64)
-    return np.asarray(np.maximum.reduceat(heatmap, starts, axis=1))
-
-
 def draw_cost(record: Record, path: Path) -> None:
     """Sliced Wasserstein distance in the time domain against passes, one point per judged rival."""
     with _figure(path) as figure:
         axes = figure.subplots()
-        looks = ((ORANGE, "s"), (BLUE, "o"), (GREEN, "^"))
         judged = [row for row in record.rows if row.passes is not None and row.sw_time is not None]
-        for row, (colour, shape) in zip(judged, looks, strict=False):
+        for row, (colour, shape) in zip(judged, cycle(LOOKS), strict=False):
             figures = [row.passes, row.sw_time, row.sw_time_low, row.sw_time_high]
             passes, distance, low, high = np.array(figures, np.float64)
             error = [[distance - low], [high - distance]]

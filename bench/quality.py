@@ -1,10 +1,11 @@
 """How good samples are: their distance to real series, what diverged, and what caching changed.
 
-All distances are sliced Wasserstein-2 (`wasserstein.py`) in data units, between sets of series flattened to
+Distances are sliced and marginal Wasserstein-2 (`wasserstein.py`) in data units, between sets of series flattened to
 [n, N C]: in the time domain, and in the frequency domain on the orthonormal tokens of
 `runtime.fourier.dft`, not standardised. The tokens hold each mirrored frequency once, so the two domains
-weigh frequencies differently and neither number follows from the other. Read both against the `floor` (real
-series in the generator's place) and the `mean_sample` (a generator that knows nothing but the mean).
+weigh frequencies differently and neither number follows from the other. Beside them stand the distances of
+median spectra and of mean autocorrelations (`spectra.py`). Read all against the `floor` (real series in the
+generator's place) and the `mean_sample` (a generator that knows nothing but the mean).
 
 A sample diverged if a value is not finite, or if its RMS, each channel centred and scaled by the reference,
 is above `diverged_above` times the largest of any reference series. It is counted and stays in: only a
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.reference import Reference, Series
+from bench.spectra import autocorrelation_distance, spectral_distance
 from bench.wasserstein import (
     marginal_distances,
     mean_of_roots,
@@ -63,7 +65,8 @@ class Distance:
 
     sliced: float  # mean over directions of W2, as FourierDiffusion reports it
     sliced_pot: float  # root of the mean over directions of W2 squared, as POT reports it
-    marginal: float  # mean over coordinates of W2
+    marginal: float  # mean over coordinates of W2, as FourierDiffusion reports it
+    marginal_pot: float  # root of the mean over coordinates of W2 squared
     low: float  # interval of `sliced`
     high: float
     replicates: NDArray[np.float64] = field(repr=False)  # [num_resamples] of `sliced`, centred on it
@@ -78,10 +81,15 @@ class Quality:
     num_diverged: int  # these, and those far too large
     time: Distance
     frequency: Distance
+    spectral: float  # dB; NaN where most real series are zero
+    autocorrelation: float  # NaN if every real series is constant
 
 
 def judge(series: Series, reference: Reference, options: QualityOptions | None = None) -> Quality:
-    """Judge samples [n, N, C] in data units; ValueError if fewer than two finite ones or of another shape."""
+    """Judge samples [n, N, C] in data units; ValueError if fewer than two finite ones or of another shape.
+
+    Two are enough for a number, and hundreds for one that says something: the floor of as many shows which.
+    """
     options = options or QualityOptions()
     finite = _check(series, reference)
     kept = series[finite].astype(np.float64)
@@ -92,6 +100,8 @@ def judge(series: Series, reference: Reference, options: QualityOptions | None =
         num_diverged=int(_diverged(series, reference, options.diverged_above).sum()),
         time=_distance(kept, real, options),
         frequency=_distance(dft(kept), dft(real), options),
+        spectral=spectral_distance(kept, real),
+        autocorrelation=autocorrelation_distance(kept, real),
     )
 
 
@@ -138,6 +148,8 @@ def loss(samples: Distance, baseline: Distance, level: float = 0.95) -> Loss:
     The replicates of the two resample the same indices, so that what a lucky draw of noise does to both falls
     out and the interval is much narrower than the two intervals side by side suggest.
     """
+    counts = len(samples.replicates), len(baseline.replicates)
+    require(counts[0] == counts[1], "a loss needs distances with as many resamples", counts, "judge both alike")
     low, high = _interval(samples.replicates / baseline.replicates - 1, level)
     return Loss(samples.sliced / baseline.sliced - 1, low, high)
 
@@ -156,8 +168,16 @@ def _distance(points: Series, real: Series, options: QualityOptions) -> Distance
     replicates = resampled_means(x, y, few, options.num_resamples, options.seed)
     replicates += sliced - replicates.mean()
     low, high = _interval(replicates, options.level)
-    marginal = mean_of_roots(marginal_distances(x, y))
-    return Distance(sliced, root_of_mean(distances), marginal, low, high, replicates)
+    marginals = marginal_distances(x, y)
+    return Distance(
+        sliced=sliced,
+        sliced_pot=root_of_mean(distances),
+        marginal=mean_of_roots(marginals),
+        marginal_pot=root_of_mean(marginals),
+        low=low,
+        high=high,
+        replicates=replicates,
+    )
 
 
 def _sizes(series: Series, reference: Reference) -> NDArray[np.float64]:

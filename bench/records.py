@@ -32,6 +32,8 @@ SCHEMA = 2  # bump when an older reader would misread a newer record
 class RecordError(Exception):
     """A file of records is missing, damaged, or of another schema."""
 
+    exit_code = 2
+
 
 class Kind(StrEnum):
     """What a record is of."""
@@ -58,6 +60,8 @@ class Row:
     p90_ms_per_sample: float | None = None
     p99_ms_per_sample: float | None = None
     speedup: float | None = None  # over the first rival, median over rounds
+    low_speedup: float | None = None  # interval of that median
+    high_speedup: float | None = None
     measured_steps: int | None = None  # below `steps`: timed in part and scaled up
     passes: float | None = None  # network cost of one sample in full passes
     hit_rate: float | None = None
@@ -79,10 +83,11 @@ class Row:
     marginal_frequency_pot: float | None = None
     sw_time_over_floor: float | None = None
     sw_frequency_over_floor: float | None = None
-    spectral: float | None = None  # distance of the spectra, see `quality`
-    autocorrelation: float | None = None  # distance of the autocorrelations
+    spectral: float | None = None  # dB, log-spectral distance, see `spectra`
+    autocorrelation: float | None = None  # RMS distance of the autocorrelations
     paired_error: float | None = None  # data std; uncached against PyTorch, E2-CRF against uncached
     events: dict[str, float] | None = None  # steps by what was done, per sample
+    same_as: str | None = None  # the rival whose samples these are up to rounding: the quality is measured there
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ class Record:
     curves: tuple[Curve, ...] = ()
     recomputed: Recomputed | None = None  # by the cached row
     kind: str = Kind.BENCH
+    notes: tuple[str, ...] = ()  # sentences: which rivals did not run, and why
     failures: tuple[str, ...] = ()  # sentences; none: the gate is passed or was not asked for
     schema: int = SCHEMA
 
@@ -210,7 +216,7 @@ def read_records(path: Path) -> list[Record]:
     """Read what `write_records` wrote; a `RecordError` in one sentence for anything else."""
     if not path.is_file():
         raise RecordError(f"no records at {path}; make some with `e2crf bench`")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [_record(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
 
 

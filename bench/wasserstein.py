@@ -5,9 +5,11 @@ with how much mass, depends on n and m alone, so that it is worked out once in i
 (`quantile_coupling`) and shared by all directions: sorting is all that is left, and unequal counts cost no
 accuracy. The tests hold this to the general solver of POT (`ot.emd2_1d`).
 
-"Sliced Wasserstein" names two numbers in the literature, and both are here: FourierDiffusion averages the
-roots over the directions (`mean_of_roots`), POT takes the root of the averaged squares (`root_of_mean`),
-never smaller.
+"Sliced Wasserstein" names two numbers in the literature, and both are here. FourierDiffusion takes the root
+of `ot.emd2_1d` in each direction and reports the mean over directions, and the largest (`fdiff.utils.wasserstein`,
+`fdiff.sampling.metrics`; nothing is normalised there by default): `mean_of_roots`. `ot.sliced_wasserstein_distance`
+of POT is the root of the mean of the squares: `root_of_mean`, never smaller. The marginal distance is upstream's, with
+the coordinate axes as directions; POT names none, so `root_of_mean` of it is its definition taken over there.
 
     directions = random_directions(1000, x.shape[1], seed=0)
     mean_of_roots(sliced_distances(x, y, directions))            # x [n, dim], y [m, dim]

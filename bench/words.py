@@ -2,16 +2,58 @@
 
 The published commands are driven by Hydra. Of its grammar this reads what those commands take: plain values,
 one level of braces, and the same with a dot (`cache_kwargs.K=5`). A record of options says which words there
-are, by its fields, and of what kind, by their defaults. Needs nothing beyond the standard library.
+are, by its fields, and of what kind, by their defaults.
+
+The commands of this room that sample one model against its real series are driven either by such words
+(`ModelWords`) or by the name of the model and options of their own; `opened` opens what was named.
 """
 
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, TypeVar
 
+import typer
+
+from bench.reference import Reference, reference_of_run
+from runtime.compat import bundle_of
 from runtime.errors import OptionError
+from runtime.sampler import Model, load
+from runtime.solvers import Solver
 
 Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class ModelWords:
+    """What is sampled, and how: upstream's names, which stand for options of other names."""
+
+    model_id: str = "latest"  # a run, a bundle or a checkpoint file
+    num_samples: int = 20
+    num_diffusion_steps: int = 100
+    random_seed: int = 0
+    solver: str = Solver.EULER_MARUYAMA
+
+
+Named = Annotated[list[str], typer.Argument(help="Bundle or run, or words: " + ", ".join(asdict(ModelWords())))]
+
+
+def words_for(named: Sequence[str], num_samples: int, steps: int, seed: int, solver: str) -> ModelWords:
+    """The words that were given, or those that a name and options come to."""
+    if len(named) > 1 or "=" in named[0]:
+        return record_from_words(ModelWords, named)
+    return ModelWords(named[0], num_samples, steps, seed, solver)
+
+
+@contextmanager
+def opened(model_id: str, reference: str | None, threads: int | None) -> Iterator[tuple[Model, Reference]]:
+    """A model by its name, and the real series of its run or of a file; an `OptionError` without any."""
+    with load(bundle_of(model_id), threads=threads) as model:
+        if (real := reference_of_run(model.manifest.source.run_id, reference)) is None:
+            raise OptionError(f"{model_id} must be judged by real series, found none of its run here; "
+                              "name them with --reference")  # fmt: skip
+        yield model, real
+
 
 _CONSTANTS = {"true": True, "false": False, "null": None}
 

@@ -9,6 +9,7 @@ A reuse mode says how the data prediction follows from the moving z and one cach
 `z0 = from_latent z + from_value v`, with
 
     feature    v = the score        z0 = (z + sigma^2 G^2 v) / alpha
+    noise      v = sigma G score    z0 = (z + sigma G v) / alpha
     data       v = z0               z0 = v
     residual   v = z0 - g(z, t)     z0 = g(z, t) + v
 """
@@ -65,6 +66,8 @@ def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, grid: TimeGr
     one, zero = np.ones_like(gaussian), np.zeros_like(gaussian)
     from_latent, from_value = {
         Reuse.FEATURE: (one / alpha, score_to_data),
+        Reuse.FEATURE_LINEAR: (one / alpha, score_to_data),
+        Reuse.NOISE_LINEAR: (one / alpha, sigma * shape / alpha),
         Reuse.DATA: (zero, one),
         Reuse.DATA_LINEAR: (zero, one),
         Reuse.RESIDUAL: (gaussian, one),

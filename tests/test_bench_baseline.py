@@ -1,5 +1,6 @@
-"""The PyTorch rival: the trained network itself, under the fastest settings, which do not outlive it."""
+"""The PyTorch rivals: the trained network itself, under the fastest settings, which do not outlive it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +9,18 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from bench.baseline import Settings, apply, baseline, candidates, fastest
+from bench.baseline import Form, Settings, Tuned, apply, baseline, candidates, current, fastest, source_of
 from bench.compare import CompareOptions, compare
 from bench.latency import RaceOptions
 from bench.quality import QualityOptions
 from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.manifest import Manifest, read_manifest
-from runtime.cache.options import E2CRF
+from runtime.cache.options import E2CRF, PolicyName
+from runtime.errors import BackendError
+from runtime.sampler import load
 from runtime.sde import EPS
-from train.networks import NetworkOptions, TransformerScore
+from train.networks import NetworkOptions, TransformerScore, network_from_options
 
 NUM_TOKENS = 12
 
@@ -62,35 +65,99 @@ def test_every_core_count_is_tried_with_and_without_the_fast_path() -> None:
     assert {choice.threads for choice in candidates(1)} == {1}
 
 
+def test_the_fast_path_is_tried_where_pytorch_runs_its_own_layers() -> None:
+    for form in (Form.COMPILED, Form.KV):
+        assert candidates(2, form) == [Settings(False, 1), Settings(False, 2)]
+
+
 def test_the_fastest_settings_win_and_hold_while_they_are_tried() -> None:
     quick = Settings(fast_path=True, threads=1)
-    before = Settings(torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads())
-    now = 0.0
+    now, used = 0.0, quick
+
+    def use(settings: Settings) -> None:
+        nonlocal used
+        used = settings
 
     def one_pass() -> None:
         nonlocal now
-        now += 0.001 if torch.backends.mha.get_fastpath_enabled() else 0.004
+        now += 0.001 if used.fast_path else 0.004
 
-    try:
-        found, pass_ms = fastest(one_pass, [Settings(fast_path=False, threads=1), quick], clock=lambda: now)
-    finally:
-        apply(before)
+    found, pass_ms = fastest(one_pass, [Settings(fast_path=False, threads=1), quick], use=use, clock=lambda: now)
     assert found == quick
     assert pass_ms == pytest.approx(1.0)
 
 
 def test_the_settings_of_before_come_back(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    before = torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads()
+    before = current()
 
     def interrupted() -> None:
         with baseline(checkpoint, manifest, 2) as plain:
-            assert torch.get_num_threads() == plain.settings.threads
+            plain.model.sample(2, steps=2, cache=None)
+            assert current() == plain.settings
             assert "ms a pass" in plain.choice
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert (torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads()) == before
+    assert current() == before
+
+
+def test_rivals_that_take_turns_each_run_under_their_own_settings(checkpoint: Checkpoint) -> None:
+    before = current()
+    one, other = (Tuned(checkpoint.network, Form.EAGER, Settings(fast, 1)) for fast in (True, False))
+    feeds = {"z": np.zeros((1, NUM_TOKENS, 1), np.float32), "t": np.full(1, 0.5, np.float32)}
+    try:
+        for backend in (one, other, one):
+            backend.run("step", feeds)
+            assert current() == backend.settings
+    finally:
+        apply(before)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++, and there is none here")
+def test_the_compiled_network_computes_what_the_trained_one_does(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Compiled for real, at one thread; kernels fused by the compiler round otherwise: 1e-5 of the largest value."""
+    before = current()
+    z = np.random.default_rng(0).standard_normal((2, NUM_TOKENS, 1)).astype(np.float32)
+    feeds = {"z": z, "t": np.array([0.1, 0.9], np.float32)}
+    try:
+        eager, compiled = (Tuned(checkpoint.network, form, Settings(False, 1)) for form in (Form.EAGER, Form.COMPILED))
+        expected, found = (one.run("step", feeds)["score"] for one in (eager, compiled))
+    finally:
+        apply(before)
+    assert (eager.name, compiled.name) == ("pytorch", "torch.compile")
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_network_that_cannot_be_compiled_is_told_in_one_sentence() -> None:
+    """PyTorch's compiler refuses an LSTM; where there is no C++ compiler its error takes the same way."""
+    options = NetworkOptions(NUM_TOKENS, 1, d_model=8, num_heads=0, num_layers=1, d_ff=0, dropout=0, backbone="lstm")
+    backend = Tuned(network_from_options(options), Form.COMPILED, current())
+    feeds = {"z": np.zeros((1, NUM_TOKENS, 1), np.float32), "t": np.full(1, 0.5, np.float32)}
+    with pytest.raises(
+        BackendError, match=r"torch\.compile needs a C\+\+ compiler and .*LSTM.*; install g\+\+"
+    ) as told:
+        backend.run("step", feeds)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("cache", [E2CRF(R=5, K=3), E2CRF(policy=PolicyName.E2CRF)], ids=["K 3", "published"])
+def test_plans_that_recompute_few_tokens_run_on_pytorch_as_on_onnx_runtime(
+    checkpoint: Checkpoint, bundle: Path, manifest: Manifest, cache: E2CRF
+) -> None:
+    """The same samples at the same passes: sums in another order over 40 steps, 1e-5 of the largest value."""
+    settings = {"steps": 40, "solver": "ddim", "cache": cache}
+    with load(bundle, threads=1) as model, baseline(checkpoint, manifest, 2, Form.KV) as plain:
+        expected, found = model.sample(2, **settings), plain.model.sample(2, **settings)  # type: ignore[arg-type]
+    assert expected.stats.passes < 30
+    assert found.stats.passes == expected.stats.passes
+    assert np.abs(found.z - expected.z).max() < 1e-5 * np.abs(expected.z).max()
+
+
+def test_a_network_without_keys_and_values_has_no_such_form() -> None:
+    options = NetworkOptions(NUM_TOKENS, 1, d_model=8, num_heads=0, num_layers=1, d_ff=0, dropout=0, backbone="lstm")
+    with pytest.raises(BackendError, match="need a transformer, found a network of the kind lstm"):
+        Tuned(network_from_options(options), Form.KV, current())
 
 
 def test_the_baseline_is_the_network_as_trained(checkpoint: Checkpoint, manifest: Manifest) -> None:
@@ -106,6 +173,9 @@ def test_another_checkpoint_than_the_bundles_is_an_error(checkpoint: Checkpoint,
     other = replace(checkpoint, digest="f" * 64)
     with pytest.raises(ValueError, match=r"exported from, found .*; give tiny.ckpt of run tiny"):
         baseline(other, manifest, 1).__enter__()
+    with pytest.raises(ValueError, match="the checkpoint that the bundle was exported from"):
+        source_of(checkpoint.path, replace(manifest, source=replace(manifest.source, digest="f" * 64)))
+    assert source_of(checkpoint.path, manifest).digest == checkpoint.digest
 
 
 def test_pytorch_leads_the_table_and_agrees_with_onnx_runtime(

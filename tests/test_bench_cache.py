@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import ablation, cache
+from bench import cache
 from bench.cache import VARIED, CacheWords, bench_cache, told
-from bench.compare import FLOOR
 from bench.latency import RaceOptions
 from bench.reference import reference_from_series
+from bench.rows import FLOOR, policy_in_words
 from bench.words import record_from_words
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
+from runtime.cache.policy import Cache
 from runtime.errors import OptionError
 from runtime.sampler import Model, load
 from tests.tiny import make_bundle, write_checkpoint
@@ -113,6 +114,24 @@ def test_a_wrong_word_is_one_sentence(words: list[str], says: str) -> None:
         record_from_words(Words, words)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (None, "every step"),
+        (E2CRF(policy="never", alpha_prior=0.0), "every step"),
+        (E2CRF(policy="never", alpha_prior=0.45), "every step from alpha 0.45"),
+        (E2CRF(R=50, K=3), "R 50, K 3, residual, from alpha 0.2"),
+        (E2CRF(reuse="data", alpha_prior=0.0), "interval, data"),
+        (E2CRF.preset("readme"), "e2crf, R 10, K 5, feature"),
+        (Plan(source_digest="", steps=20, solver="ddim", refreshes=(8,)), "plan of 1 refresh"),
+        (Plan(source_digest="", steps=20, solver="ddim", refreshes=(8, 9), K=3, low_steps=(12,)),
+         "plan of 2 refreshes, K 3 at 1 step"),
+    ],
+)  # fmt: skip
+def test_a_policy_is_told_in_words(chosen: Cache | None, words: str) -> None:
+    assert policy_in_words(chosen) == words
+
+
 def test_both_are_drawn_in_turn_and_judged_in_the_same_row(model: Model, real: np.ndarray) -> None:
     words = CacheWords(num_samples=4, num_diffusion_steps=30, cache_kwargs={"K": 3, "R": 5}, ablations=False, rounds=1)
     turns: list[str] = []
@@ -197,26 +216,6 @@ def test_wrong_words_are_a_sentence_and_exit_code_2(
     assert says in " ".join(printed.err.split())
     assert "Traceback" not in printed.err
     assert printed.out == ""
-
-
-def test_the_ablation_takes_the_same_words_and_its_own_options(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(ablation.main, monkeypatch, "model_id=tiny", "num_samples=4", "num_diffusion_steps=8", "--json") == 0
-    rows = json.loads(capfd.readouterr().out)["rows"]
-    assert [row["name"] for row in rows] == list(ablation.ablations(E2CRF.preset("paper")))
-    assert {row["num_samples"] for row in rows} == {4}
-    assert rows[0]["passes"] == 8
-    own = ["latest", "-n", "2", "--steps", "5", "--only", "naive", "--json"]
-    assert run(ablation.main, monkeypatch, *own) == 0
-    rows = json.loads(capfd.readouterr().out)["rows"]
-    assert [(row["name"], row["num_samples"]) for row in rows] == [("baseline", 2), ("naive", 2)]
-    assert rows[0]["passes"] == 5
-    assert run(ablation.main, monkeypatch, "model_id=tiny", "cache_kwargs={K:5}") == 2
-    assert "unknown key 'cache_kwargs'" in " ".join(capfd.readouterr().err.split())
-    os.remove("lightning_logs/tiny/reference.npz")
-    assert run(ablation.main, monkeypatch, "model_id=tiny") == 2
-    assert "name them with --reference" in " ".join(capfd.readouterr().err.split())
 
 
 def test_the_modules_are_commands(workplace: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,23 @@ from gaussian_bundle import real_series, write_gaussian_bundle
 from numpy.typing import NDArray
 
 import bench.calibrate
-from bench.calibrate import CalibrateOptions, Candidate, Score, Sizes, _Calibration, calibrate, sizes_for
+from bench.calibrate import (
+    CalibrateOptions,
+    Candidate,
+    Score,
+    Sizes,
+    _Calibration,
+    _fastest,
+    as_good,
+    calibrate,
+    search_settings,
+    sizes_for,
+)
+from bench.contenders import Contender
 from bench.drift import Drift
+from bench.machine import describe_machine
+from bench.pareto import ParetoOptions
+from bench.records import Kind, Record, Row, now, write_records
 from bench.wasserstein import mean_of_roots, sliced_distances
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan, read_plan
@@ -38,7 +54,7 @@ def calibration(
     """A calibration of a model that is open already."""
     chosen = CalibrateOptions(**({"bundle": Path("none"), "steps": (STEPS,), "minutes": SHORTEST} | options))
     tell = (lambda doing, share: None) if told is None else lambda doing, share: told.append((doing, share))
-    return _Calibration(model, chosen, solver, chosen.steps[0], tell)
+    return _Calibration(model, chosen, solver, chosen.steps[0], tell, 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +318,18 @@ def test_a_model_that_draws_nan_now_and_then_can_be_calibrated(tmp_path: Path) -
     assert all(np.isfinite(effect) for _, effect in plan.measured["drift"])
 
 
-# Of several, the cheapest
+# Of several, the fastest
+
+
+@pytest.fixture
+def timed_by_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A race that a plan wins by its passes, not by the weather on this machine."""
+
+    def race_of(rivals: dict[str, Contender], *_: Any) -> Any:
+        passes = {name: one.cache.measured["passes"] for name, one in rivals.items() if isinstance(one.cache, Plan)}
+        return [SimpleNamespace(name=name, median_ms=cost) for name, cost in passes.items()], {}
+
+    monkeypatch.setattr(bench.calibrate, "race_of", race_of)
 
 
 @pytest.mark.parametrize(
@@ -311,9 +338,11 @@ def test_a_model_that_draws_nan_now_and_then_can_be_calibrated(tmp_path: Path) -
         ([(True, 6.0), (True, 4.0), (True, 5.0)], 1),
         ([(False, 1.0), (True, 9.0), (True, 12.0)], 1),
         ([(False, 3.0), (False, 2.0), (True, 16.0)], 2),
+        ([(False, 3.0), (False, 2.0), (False, 16.0)], 1),
     ],
 )
-def test_of_several_the_cheapest_that_meets_the_budget_is_taken(
+@pytest.mark.usefixtures("timed_by_passes")
+def test_of_several_the_fastest_that_meets_the_budget_is_taken(
     exact: Model, monkeypatch: pytest.MonkeyPatch, outcomes: list[tuple[bool, float]], best: int
 ) -> None:
     asked: list[tuple[int, float]] = []
@@ -331,6 +360,29 @@ def test_of_several_the_cheapest_that_meets_the_budget_is_taken(
     assert plan.steps == (20, 40, 60)[best]
 
 
+def test_a_plan_that_is_as_good_as_itself_only_does_not_win() -> None:
+    """Every plan keeps within the budget of its own solver; of a bad solver that says little."""
+
+    def plan(sw_time: float, sw_frequency: float) -> Plan:
+        found = {"plan_held_out": {"sw_time": sw_time, "sw_frequency": sw_frequency}}
+        return Plan(source_digest="none", steps=20, solver=Solver.DDIM, refreshes=(9,), measured=found)
+
+    plans = [plan(1.0, 2.0), plan(1.015, 2.0), plan(1.0, 2.1), plan(9.0, 9.0)]
+    assert as_good(plans, 0.02) == plans[:2]
+    apart = [plan(1.0, 3.0), plan(2.0, 2.0), plan(1.2, 2.4)]  # no plan is best in both domains
+    assert as_good(apart, 0.02) == apart[2:]
+
+
+def test_the_faster_of_two_plans_is_told_by_the_clock(exact: Model) -> None:
+    digest = exact.manifest.source.digest
+    one, many = (
+        Plan(source_digest=digest, steps=400, solver=Solver.DDIM, refreshes=refreshes)
+        for refreshes in ((200,), tuple(range(10, 400)))
+    )
+    assert _fastest(exact, [many, one]) is one
+
+
+@pytest.mark.usefixtures("timed_by_passes")
 def test_solvers_and_steps_are_set_against_each_other(monkeypatch: pytest.MonkeyPatch, correlated: Model) -> None:
     monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: correlated)
     solvers = (Solver.DPMPP_2M, Solver.DDIM)
@@ -340,6 +392,113 @@ def test_solvers_and_steps_are_set_against_each_other(monkeypatch: pytest.Monkey
     ]
     assert both.measured["met"]
     assert both.measured["passes"] == min(plan.measured["passes"] for plan in alone if plan.measured["met"])
+
+
+# By the frontier
+
+
+def pareto_record(digest: str, rows: tuple[Row, ...], **changes: Any) -> Record:
+    """A record of the bench's own as `python -m bench.pareto` writes it."""
+    facts = {"source": {"digest": digest}}
+    record = Record(now(), facts, {}, describe_machine(), None, rows, kind=Kind.PARETO)
+    return replace(record, **changes)
+
+
+def way(solver: str, steps: int, ms: float, over: float, grid: str = "uniform", policy: str = "R 9, K 0") -> Row:
+    return Row(f"{solver} {steps}", steps, solver, grid, policy, ms_per_sample=ms, sw_time_over_floor=over,
+               sw_frequency_over_floor=over)  # fmt: skip
+
+
+WAYS = (
+    way("ancestral", 1000, 900.0, 1.0, policy="every step"),  # uncached
+    way("dpmpp_2m", 4, 1.0, 2.0),  # on the frontier, too short for a plan
+    way("dpmpp_2m", 16, 2.0, 1.5, "logsnr"),
+    way("ddim", 100, 4.0, 1.2),
+    way("ddim", 100, 3.0, 1.6),  # 1.07 over the frontier
+    way("ancestral", 100, 5.0, 1.26),  # 1.05
+    way("euler_maruyama", 250, 5.0, 1.32),  # 1.10
+    Row("ddim 50", 50, "ddim", "uniform", ms_per_sample=1.5),  # not finite, so not judged
+    Row("real series (floor)", sw_time_over_floor=1.0, sw_frequency_over_floor=1.0),
+)
+
+
+def test_the_settings_of_a_search_are_those_nearest_the_frontier() -> None:
+    record = pareto_record("0", WAYS)
+    assert search_settings(record) == (
+        ("dpmpp_2m", 16, "logsnr"),
+        ("ddim", 100, "uniform"),
+        ("ancestral", 100, "uniform"),
+    )
+    with pytest.raises(OptionError, match=r"a way of at least 10 steps .* found \['dpmpp_2m 4'\]; calibrate without"):
+        search_settings(replace(record, rows=WAYS[1:2]))
+
+
+@pytest.fixture
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CalibrateOptions, list[tuple[Any, ...]]]:
+    """Options of a search, and the settings that are calibrated for them."""
+    np.save(tmp_path / "real.npy", real_series(80, 1))
+    folder, asked = write_gaussian_bundle(tmp_path / "bundle"), list[tuple[Any, ...]]()
+
+    def run(self: _Calibration) -> Plan:
+        asked.append((self.solver, self.steps, self.grid, self.options.minutes))
+        measured = {"met": False, "passes": len(asked)}
+        return Plan(source_digest="none", steps=self.steps, solver=self.solver, refreshes=(9,), measured=measured)
+
+    monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: load(bundle, "fake"))
+    monkeypatch.setattr("bench.pareto.load", lambda bundle, **options: load(bundle, "fake"))
+    monkeypatch.setattr(_Calibration, "run", run)
+    options = CalibrateOptions(folder, search=True, reference=tmp_path / "real.npy", minutes=3.0)
+    return options, asked
+
+
+def test_a_search_reads_the_record_of_the_bundle(
+    searched: tuple[CalibrateOptions, list[tuple[Any, ...]]],
+) -> None:
+    options, asked = searched
+    write_records(options.bundle / "reports/pareto.json", [pareto_record("0" * 64, WAYS[2:4])])
+    calibrate(options)
+    assert asked == [("dpmpp_2m", 16, "logsnr", 1.5), ("ddim", 100, "uniform", 1.5)]  # they share the time
+
+
+def test_a_search_without_a_record_of_this_machine_looks_roughly_itself(
+    searched: tuple[CalibrateOptions, list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, asked = searched
+    found: list[ParetoOptions] = []
+
+    def pareto(options: ParetoOptions, progress: Any) -> Record:
+        found.append(options)
+        return pareto_record("0" * 64, WAYS[3:4])
+
+    monkeypatch.setattr(bench.calibrate, "pareto", pareto)
+    calibrate(options)
+    elsewhere = replace(describe_machine(), cpu="another one")
+    write_records(options.bundle / "reports/pareto.json", [pareto_record("0" * 64, WAYS[2:3], machine=elsewhere)])
+    calibrate(options)
+    assert asked == [("ddim", 100, "uniform", 1.5)] * 2  # the search has had half of the time
+    assert {(one.rough_only, one.minutes, one.reference) for one in found} == {(True, 3.0, options.reference)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": {"source": {"digest": "1" * 64}}}, "must be a pareto record of the checkpoint 0{12}.* of its "
+                                                      "bundle, found 'pareto of 1{12}.*'; run `python -m bench"),
+        ({"kind": Kind.BENCH}, "found 'bench of 0{12}"),
+    ],
+)  # fmt: skip
+def test_a_search_refuses_a_record_of_something_else(
+    searched: tuple[CalibrateOptions, list[tuple[Any, ...]]], change: dict[str, Any], says: str
+) -> None:
+    options, _ = searched
+    write_records(options.bundle / "reports/pareto.json", [pareto_record("0" * 64, WAYS, **change)])
+    with pytest.raises(OptionError, match=says):
+        calibrate(options)
+
+
+def test_a_search_needs_a_record_or_real_series(searched: tuple[CalibrateOptions, list[tuple[Any, ...]]]) -> None:
+    with pytest.raises(OptionError, match=r"a search needs real series, found none .* name them with --reference"):
+        calibrate(replace(searched[0], reference=None))
 
 
 # A real bundle

@@ -55,6 +55,14 @@ def test_the_two_published_definitions_differ_as_named() -> None:
     assert mean_of_roots(distances) < root_of_mean(distances)
 
 
+def test_marginal_distances_are_sliced_ones_along_the_axes() -> None:
+    x, y, axes = normal(60, 4), normal(50, 4, 1) * [1, 2, 3, 4], np.eye(4)
+    assert_allclose(marginal_distances(x, y), sliced_distances(x, y, axes), rtol=ROUNDING)
+    assert_allclose(
+        root_of_mean(marginal_distances(x, y)), ot.sliced_wasserstein_distance(x, y, projections=axes), rtol=ROUNDING
+    )
+
+
 def test_a_shift_moves_every_direction_by_its_projection() -> None:
     x, shift, directions = normal(100, 6), np.arange(6.0), random_directions(50, 6, 1)
     assert_allclose(sliced_distances(x, x + shift, directions), np.abs(directions @ shift), rtol=1e-9)

@@ -1,12 +1,17 @@
-"""The README tells the truth: its files, commands and targets exist, and none is left out."""
+"""The README tells the truth: its files, commands and targets exist, none is left out, and figures are of records."""
 
 import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.records import read_records
-from bench.report import cells_of
+from bench.contenders import Way
+from bench.records import Record, Row, read_records
+from bench.report import markdown_table
+from bench.rows import FLOOR
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,9 +49,148 @@ def test_ci_calls_the_tests() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
-def test_the_table_is_the_committed_record() -> None:
-    """Every row of the README's table is a row of the record, digit for digit."""
-    (record,) = read_records(ROOT / "bench/results/ecg-published-cpu.json")
-    rows = ["| " + " | ".join(cells_of(row)) + " |" for row in record.rows]
-    assert len(rows) == 8
-    assert [row for row in rows if row not in README.splitlines()] == []
+# What the prose of "What it saves" says of the committed records, to be filled anew when they are measured anew: every
+# sentence with a figure is written by its record, and a figure that none of these writes is not allowed.
+
+
+def times(value: float | None) -> str:
+    """A speed-up in three digits."""
+    assert value is not None
+    return f"{float(f'{value:.3g}'):,g}x"
+
+
+def per_cent(share: float, form: str = ".0f") -> str:
+    """A share in per cent."""
+    return f"{share * 100:{form}} %"
+
+
+def row(record: Record, way: str) -> Row:
+    """The row of a way of sampling, or a yardstick."""
+    (only,) = [one for one in record.rows if one.rival in (way, f"onnxruntime, {way}")]
+    return only
+
+
+def further(record: Record, way: str) -> float:
+    """How much further than the cached row another one is from the data: the mean of both domains."""
+    cached, other = row(record, Way.CACHED), row(record, way)
+    return sum(getattr(other, field) / getattr(cached, field) for field in ("sw_time", "sw_frequency")) / 2 - 1
+
+
+ECG, ECG_64, NASA, NASDAQ = "ecg-published-cpu", "ecg-published-batch64-cpu", "nasa-discharge-cpu", "nasdaq-cpu"
+SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
+    (ECG, lambda found: f"median of {found.options['race']['rounds']} rounds"),
+    (
+        ECG,
+        lambda found: f"quality on {found.options['num_samples']:,} samples ({found.options['num_uncached']} uncached",
+    ),
+    (ECG, lambda found: f"against {row(found, FLOOR).num_samples} real test beats"),
+    (ECG, lambda found: f"± half its {per_cent(found.options['quality']['level'])} interval"),
+    (
+        ECG,
+        lambda found: (
+            f"caching changes it by {per_cent(found.loss_time.value, '+.1f')} in the time and "
+            f"{per_cent(found.loss_frequency.value, '+.1f')} in the frequency domain"
+        ),
+    ),
+    (ECG, lambda found: f"it is as fast and {per_cent(further(found, Way.FEWER))} further from the data"),
+    (
+        ECG,
+        lambda found: (
+            f"did not come within {per_cent(found.options['equal_within'])} of the cached row on "
+            f"{found.options['num_search']} samples"
+        ),
+    ),
+    (
+        ECG_64,
+        lambda found: (
+            f"In batches of {found.options['batch_size']} the same plan is {times(row(found, Way.CACHED).speedup)}, "
+            f"few steps at equal passes {times(row(found, Way.FEWER).speedup)}"
+        ),
+    ),
+    (
+        NASA,
+        lambda found: (
+            f"{times(row(found, Way.CACHED).speedup)}, SW {row(found, Way.CACHED).sw_time:.3g} against "
+            f"{row(found, Way.UNCACHED).sw_time:.3g} uncached"
+        ),
+    ),
+    (NASA, lambda found: f"takes two passes, {times(row(found, Way.FEWER_AS_GOOD).speedup)}"),
+    (
+        NASDAQ,
+        lambda found: (
+            f"it is {row(found, Way.CACHED).passes:.2g} passes, {times(row(found, Way.CACHED).speedup)}, "
+            f"SW {row(found, Way.CACHED).sw_time:.3g} (floor {row(found, FLOOR).sw_time:.3g}; "
+            f"uncached {row(found, Way.UNCACHED).sw_time:.2g}, lost near t = 1), against "
+            f"{row(found, Way.FEWER_AS_GOOD).passes:.2g} passes and {times(row(found, Way.FEWER_AS_GOOD).speedup)}"
+        ),
+    ),
+)
+RESULTS = ROOT / "bench/results"
+SECTION = README.partition("## What it saves\n")[2].partition("\n## ")[0]
+TABLE = re.compile(r"<!-- record: (\S+) -->\n((?:\|.*\n)+)")  # the record, and the table that it writes
+FIGURE = re.compile(r"[-+]?\d[\d,.]*(?:x\b| times\b| ?%| ?ms\b| passes\b)|\d+\.\d+")
+
+
+def _read(name: str) -> Record:
+    (record,) = read_records(RESULTS / f"{name}.json")
+    return record
+
+
+def _unheld(section: str) -> list[str]:
+    """The figures of a section that stand in no table and no sentence of a record."""
+    prose = " ".join(TABLE.sub("", section).split())
+    for name, say in SAID:
+        prose = prose.replace(say(_read(name)), "")
+    return FIGURE.findall(prose)
+
+
+@pytest.mark.parametrize(("name", "say"), SAID)
+def test_the_prose_says_what_the_record_says(name: str, say: Callable[[Record], str]) -> None:
+    said = say(_read(name))
+    assert said in " ".join(SECTION.split()), f"by {name}.json the README must say: {said}"
+
+
+def test_no_figure_stands_in_the_prose_without_a_record() -> None:
+    assert _unheld(SECTION) == []
+
+
+def test_a_figure_that_no_record_writes_is_found() -> None:
+    added = "On a watch it is 900x, 12 times or 3.5 faster, takes 1,200 ms and 7 passes, and loses -0.5 %."
+    assert _unheld(f"{SECTION}\n{added}") == ["900x", "12 times", "3.5", "1,200 ms", "7 passes", "-0.5 %"]
+
+
+def test_tables_are_their_records_whole_and_digit_for_digit() -> None:
+    """No rival may be left out, nor a table stand without the record that wrote it."""
+    tables = TABLE.findall(SECTION)
+    assert tables
+    for path, table in tables:
+        (record,) = read_records(ROOT / path)
+        written = markdown_table(record.rows)
+        assert table.rstrip("\n") == written, f"by {path} the table must be:\n{written}"
+    assert [line for line in TABLE.sub("", SECTION).splitlines() if line.startswith("|")] == []
+
+
+def test_every_committed_record_is_named() -> None:
+    records = sorted(path.relative_to(ROOT).as_posix() for path in RESULTS.glob("*.json"))
+    assert records
+    assert [path for path in records if f"`{path}`" not in README] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["bench"], "e2crf bench latest"),
+        (["bench", "MODEL=ecg"], "e2crf bench ecg"),
+        (["bench", "BUNDLE=elsewhere/ecg", "OLD=old.json"], "e2crf bench elsewhere/ecg --compare old.json"),
+        (["export", "MODEL=ecg", "BUNDLE=elsewhere/ecg"], "e2crf export ecg --bundle elsewhere/ecg"),
+        (["sample", "BUNDLE=elsewhere/ecg"], "e2crf sample elsewhere/ecg --num-samples 64 --out samples.npz"),
+        (["report"], "e2crf report  --out report"),
+        (["report", "RECORDS=a.json b.json", "REPORT=page"], "e2crf report a.json b.json --out page"),
+    ],
+)
+def test_targets_take_a_model_by_name_or_a_bundle_by_folder(words: list[str], command: str) -> None:
+    told = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert told.splitlines()[-1].strip().endswith(command)

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
 
+from bench.machine import describe_machine
+from bench.records import Record, Row, write_records
 from runtime.cache.plan import Plan, read_plan
 from runtime.cli import app, main
 from runtime.command import warnings_in_words
@@ -130,6 +134,135 @@ def test_bench_prints_a_table_and_json_last_and_keeps_what_it_made(
         path.name for path in Path("out").iterdir()
     }
     assert Path("bundles/tiny/reports/bench.json").is_file()
+
+
+def bench_record(bundle: Path, **cached: Any) -> Record:
+    """A record as `bench` with 10 steps makes it of a bundle, with these figures in its cached row."""
+    digest = json.loads((bundle / "manifest.json").read_text())["source"]["digest"]
+    first = Row("onnxruntime, uncached", steps=10, ms_per_sample=100, speedup=1)
+    row = Row("onnxruntime, E2-CRF", steps=10, ms_per_sample=10, num_samples=8, sw_time_low=0.98, sw_time_high=1.02)
+    return Record(
+        created="2026-01-01T00:00:00+00:00",
+        model={"source": {"digest": digest}},
+        options={"steps": 10, "solver": "ancestral", "batch_size": 1},
+        machine=describe_machine(),
+        baseline=None,
+        rows=(first, replace(row, **{"speedup": 10, "sw_time": 1} | cached)),
+    )
+
+
+@pytest.fixture
+def benched(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
+    """Benches of that bundle: each writes the next of these records where a bench does, instead of measuring."""
+    records: list[Record] = []
+
+    def compare(options: Any, progress: object) -> SimpleNamespace:
+        write_records(bundle / "reports/bench.json", [records[0]])
+        return SimpleNamespace(record=records.pop(0))
+
+    monkeypatch.setattr("bench.compare.compare", compare)
+    monkeypatch.setattr("bench.report.show", lambda record: print(record.to_line()))
+    return records
+
+
+BENCH = ["bench", "bundle", "--model", "tiny.ckpt", "--steps", "10"]
+
+
+def test_bench_is_compared_with_the_very_file_that_it_writes(
+    bundle: Path, benched: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = bundle / "reports/bench.json"
+    benched += [bench_record(bundle), bench_record(bundle), bench_record(bundle, speedup=5)]
+    assert run(*BENCH, "--compare", old) == 2  # there is none yet
+    assert run(*BENCH) == 0
+    assert run(*BENCH, "--compare", old) == 0
+    capsys.readouterr()
+    assert run(*BENCH, "--compare", old) == 1
+    printed = capsys.readouterr()
+    assert "| onnxruntime, E2-CRF | faster | 10x | 5x | -50.0% |" in printed.out
+    assert json.loads(printed.out.splitlines()[-1])["rows"][1]["speedup"] == 5  # the record comes last
+    assert "faster went from 10x to 5x" in " ".join(printed.err.split())
+
+
+def test_what_may_get_worse_is_an_option_and_json_is_one_line(
+    bundle: Path, benched: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_records(Path("old.json"), [bench_record(bundle)])
+    benched += [bench_record(bundle, sw_time=1.5)] * 2
+    assert run(*BENCH, "--compare", "old.json", "--max-regression", "0.6") == 0
+    capsys.readouterr()
+    assert run(*BENCH, "--compare", "old.json", "--max-regression", "0.4", "--json") == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert found["record"]["rows"][1]["sw_time"] == 1.5
+    assert [move["change"] for move in found["moves"] if move["verdict"] == "worse"] == [0.5]
+    assert "SW time went from 1 to 1.5" in found["failures"][0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda line: "", "old.json must hold a record"),
+        (lambda line: line[:40], "line 1 of old.json is not a record"),
+        (lambda line: line.replace('"schema": 2', '"schema": 1'), "has schema 1, this version reads schema 2"),
+        (lambda line: line.replace('"kind": "bench"', '"kind": "pareto"'), "both records must be of one kind"),
+        (lambda line: line.replace('"digest": "', '"digest": "f'), "both records must be of one model"),
+        (lambda line: line.replace('"steps": 10, "solver"', '"steps": 20, "solver"'), "must be of one steps"),
+        (lambda line: line.replace('"batch_size": 1', '"batch_size": 64'), "must be of one batch"),
+    ],
+)
+def test_an_old_record_that_cannot_be_compared_costs_no_bench(
+    bundle: Path, benched: list[Record], capsys: pytest.CaptureFixture[str], spoil: Any, says: str
+) -> None:
+    line = bench_record(bundle).to_line()
+    assert spoil(line) != line
+    Path("old.json").write_text(spoil(line))
+    assert run(*BENCH, "--compare", "old.json") == 2  # `benched` has no record to give
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not (bundle / "reports").exists()
+
+
+def test_a_tolerance_below_0_costs_no_bench(bundle: Path, benched: list[Record]) -> None:
+    assert run(*BENCH, "--max-regression", "-1") == 2
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Path]]:
+    """What `report` was asked to write, which it does not."""
+    asked: list[tuple[list[str], Path]] = []
+
+    def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
+        asked.append((list(map(str, paths)), out))
+        return [out / "index.html"]
+
+    monkeypatch.setitem(sys.modules, "bench.page", SimpleNamespace(write_report=write_report))
+    return asked
+
+
+def test_report_takes_what_is_named_or_all_records_that_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reported: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("report") == 2
+    assert "records must be named, or lie in bench/results or bundles" in " ".join(capsys.readouterr().err.split())
+    Path("bundles").mkdir()
+    assert run("report", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"records": ["bundles"], "written": ["report/index.html"]}
+    Path("bench/results").mkdir(parents=True)
+    assert run("report") == 0
+    assert run("report", "one.json", "bundles/x", "--out", "page") == 0
+    assert reported == [
+        (["bundles"], Path("report")),
+        (["bench/results", "bundles"], Path("report")),
+        (["one.json", "bundles/x"], Path("page")),
+    ]
+
+
+def test_report_writes_a_page_of_real_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("report", ROOT / "bench/results", "--out", tmp_path / "page") == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert written
+    assert all(path.is_file() and path.parent == tmp_path / "page" for path in written)
 
 
 def test_calibrate_writes_a_plan_and_sample_takes_it(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -425,7 +558,7 @@ def test_a_missing_package_names_its_extra(
 
 
 def test_a_bug_keeps_its_traceback(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.cli.load", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("runtime.verbs.sampling.load", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["sample", str(bundle)])
 

@@ -79,7 +79,7 @@ def test_uncached_samples_are_those_of_the_cpu(bundle: Path, kernels: ctypes.CDL
         assert_same(model, bundle, solver=solver, cache=None)
 
 
-@pytest.mark.parametrize("reuse", ["feature", "data", "data-linear", "residual", "residual-linear"])
+@pytest.mark.parametrize("reuse", list(Reuse))
 @pytest.mark.parametrize("solver", ["ancestral", "dpmpp_2m"])
 def test_cached_samples_are_those_of_the_cpu(
     opened: tuple[Model, RecordingDriver], bundle: Path, reuse: str, solver: str

@@ -30,6 +30,8 @@ class Reuse(StrEnum):
     """What a token contributes between two recomputations (see `schedule`)."""
 
     FEATURE = "feature"
+    FEATURE_LINEAR = "feature-linear"
+    NOISE_LINEAR = "noise-linear"
     DATA = "data"
     DATA_LINEAR = "data-linear"
     RESIDUAL = "residual"
@@ -38,7 +40,7 @@ class Reuse(StrEnum):
     @property
     def is_linear(self) -> bool:
         """Whether the last two values are extrapolated in t."""
-        return self in (Reuse.DATA_LINEAR, Reuse.RESIDUAL_LINEAR)
+        return self.endswith("-linear")
 
 
 class Event(StrEnum):
