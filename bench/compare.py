@@ -308,8 +308,12 @@ class _Bench:
         if self.options.max_sw_loss is None:
             return None
         one = replace(cached.contender, way=Way.UNCACHED, cache=_without_reuse(cached.contender))
-        return judge(one.draw(n, self.options.sampling_batch, self.progress).series, self.reference,
-                     self.options.quality)  # fmt: skip
+
+        def tell(doing: str, share: float) -> None:
+            self.progress("sampling: the same prior phase without reuse", share)
+
+        series = one.draw(n, self.options.sampling_batch, tell).series
+        return judge(series, self.reference, self.options.quality)
 
     def curves(self, uncached: _Drawn, cached: _Drawn) -> tuple[Curve, ...]:
         """What runs over frequencies, lags and steps."""
@@ -322,7 +326,7 @@ class _Bench:
             *cache_curves(cached.drawn.stats, Way.CACHED),
         ]
         if not self.options.quick:
-            self.progress("sampling: step by step", 0.0)
+            self.progress("following single steps", 0.0)
             one = cached.contender
             assert one.cache is not None
             curve = paired_error_by_step(

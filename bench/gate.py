@@ -4,6 +4,9 @@ It looks at the distance of the cached samples to the real series against that o
 drawn from the same noise, in either domain. Both contain the floor, so that with few samples a given loss
 is harder to reach: ask for more samples when the answer matters.
 
+Sliced Wasserstein is made of what has energy. Series that are too smooth hide in it, so that the spectral and the
+autocorrelation distance may not grow by more than a slack either.
+
 A loss means nothing against samples that are broken themselves. A briefly trained network often errs near
 t = 1, which only the uncached sampler asks it about, and then any cache looks like a gain: so the uncached
 samples must at least be closer to the real series than their mean is. Even above that bar, what the prior phase
@@ -17,6 +20,7 @@ says is for the tests of the cache.
 """
 
 from bench.quality import Quality, loss
+from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK
 from runtime.errors import require
 
 
@@ -51,6 +55,14 @@ def failures_of(
                 failures.append(
                     f"{cause} makes the sliced Wasserstein distance in the {domain} domain {grown:.1%} larger, "
                     f"allowed are {max_sw_loss:.1%}; refresh more often or raise K"
+                )
+    for cause, baseline in baselines.items():
+        for name, unit, slack in (("spectral", " dB", SPECTRAL_SLACK), ("autocorrelation", "", CORRELATION_SLACK)):
+            before, after = getattr(baseline, name), getattr(cached, name)
+            if after > before + slack:
+                failures.append(
+                    f"{cause} takes the {name} distance from {before:.2g}{unit} to {after:.2g}{unit}, allowed are "
+                    f"{slack:g}{unit} more: the series are too smooth or too rough; refresh more often or earlier"
                 )
     if cached.num_left_out > uncached.num_left_out:
         failures.append(

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from bench import charts, tables
+from bench import charts, published, tables
 from bench.contenders import Way
 from bench.records import Chart, Curve, Kind, Record, RecordError, Row, read_records, write_whole
 from bench.report import (
@@ -219,16 +219,18 @@ def _ablation(one: Filed) -> Section:
     said = ([f"Claim: {claim}: {told.get(holds, str(holds))}." for claim, holds in claims.items()]
             if isinstance(claims, dict) else [])  # fmt: skip
     return _section(one, ": what each part of the policy is worth", "one part taken away at a time, same noise",
-                    first=(("", tables.of_rows(one.record.rows)),), notes=said)  # fmt: skip
+                    first=(("", tables.of_rows(one.record.rows)),), notes=said,
+                    folded=(("As published, on ECG", tables.as_published(published.ABLATION)),))  # fmt: skip
 
 
 def _grid(one: Filed) -> Section:
     matrices = tuple(tables.matrices(one.record).items())
     rows = tables.of_rows(one.record.rows)
+    paper = "As published, on ECG", tables.as_published(published.GRID)
     beside = "K lowest frequencies between full refreshes every R steps; the stronger the colour, the better"
     return _section(one, ": K and R", beside,
                     first=matrices or (("", rows),), side_by_side=bool(matrices),
-                    folded=(("All rows", rows),) if matrices else ())  # fmt: skip
+                    folded=(("All rows", rows), paper) if matrices else (paper,))  # fmt: skip
 
 
 def _pareto(one: Filed) -> Section:

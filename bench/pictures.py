@@ -133,9 +133,9 @@ def draw_recomputed(stats: Stats, path: Path) -> None:
 
 def draw_cost(record: Record, path: Path) -> None:
     """Sliced Wasserstein distance in the time domain against passes, one point per judged rival."""
-    with _figure(path) as figure:
+    judged = [row for row in record.rows if row.passes is not None and row.sw_time is not None and row.same_as is None]
+    with _figure(path, (8.0, 6.0 + 0.3 * len(judged))) as figure:  # their names stand below
         axes = figure.subplots()
-        judged = [row for row in record.rows if row.passes is not None and row.sw_time is not None]
         for row, (colour, shape) in zip(judged, cycle(LOOKS), strict=False):
             figures = [row.passes, row.sw_time, row.sw_time_low, row.sw_time_high]
             passes, distance, low, high = np.array(figures, np.float64)
@@ -154,4 +154,4 @@ def draw_cost(record: Record, path: Path) -> None:
         axes.set_xlabel("cost of a sample in network passes")
         axes.set_ylabel("SW distance (data units)")
         axes.set_title("Distance to real series against cost: lower left is better")
-        axes.legend()
+        figure.legend(loc="outside lower left")

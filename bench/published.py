@@ -9,6 +9,8 @@ what can be compared is how much caching changes them.
 
 from dataclasses import dataclass
 
+PAPER = "arXiv 2604.22901"
+
 
 @dataclass(frozen=True)
 class PublishedQuality:

@@ -221,8 +221,10 @@ def verdicts_of(record: Record) -> list[str]:
                      "in the frequency domain.")  # fmt: skip
     rivals = [row.rival for row in record.rows]
     if any(row.same_as for row in record.rows):
-        notes.append("Rows that draw the same samples, PyTorch's and the split graphs', show the quality that was "
-                     "measured on those of the step graph; their paired error is to these, in the batch that is timed.")  # fmt: skip
+        notes.append(
+            "PyTorch and the split graphs draw the same samples, as their paired error in the timed batch shows: their "
+            "quality is that of the row they repeat."
+        )
     if record.kind == Kind.BENCH and rivals and not any(rival.endswith(Way.FEWER_AS_GOOD) for rival in rivals):
         notes.append("The best ways of taking few steps were not as good at up to four times the passes.")
     if any(is_scaled(row) for row in record.rows):

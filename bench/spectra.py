@@ -23,6 +23,7 @@ from bench.reference import Series
 from runtime.errors import require
 from runtime.fourier import dft, frequencies
 
+SPECTRAL_SLACK, CORRELATION_SLACK = 1.0, 0.03  # dB and correlation: more than noise moves them in a set of hundreds
 _ROUNDING = float(np.finfo(np.float32).eps) ** 2  # energy of rounding, as a share of the energy of float32 series
 _BLOCK = 512  # series at once: 75 MB for 365 steps of 13 channels
 

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from bench import published
 from bench.contenders import Way
+from bench.published import PAPER, PublishedRow
 from bench.records import Record, Row, Stages, Start
 from bench.report import MAIN, Column, at, markdown_grid, number, solver_and_steps, times
 from bench.rows import FLOOR
@@ -58,9 +60,10 @@ def numbered(table: Table) -> Table:
 
 
 def row_of(record: Record, way: str) -> Row | None:
-    """The row of a way of sampling, or of a yardstick, whose own samples were judged; None if there is none."""
+    """The row of a way of sampling on the backend, not of its twins on PyTorch, or of a yardstick; None without one."""
     found = (row for row in record.rows if row.rival == way or row.rival.endswith(f", {way}"))
-    return next((row for row in found if row.same_as is None), None)
+    own = (row for row in found if row.same_as is None and not row.rival.startswith(("pytorch", "torch.compile")))
+    return next(own, None)
 
 
 def name_of(record: Record) -> str:
@@ -82,6 +85,8 @@ def data_sets(records: Sequence[Record]) -> Table:
     titles += [(f"SW {domain}, {title}", f"sliced Wasserstein-2 distance in the {domain} domain: {way}")
                for domain in fields for title, way in ways.items()]  # fmt: skip
     titles.append(("diverged", "of the samples of E2-CRF"))
+    titles += [(f"published SW {domain}", "uncached and cached in the E2-CRF paper: other models of all series")
+               for domain in fields]  # fmt: skip
     rows = []
     for record in records:
         by_way = {title: row_of(record, way) or Row("") for title, way in ways.items()}
@@ -96,8 +101,26 @@ def data_sets(records: Sequence[Record]) -> Table:
         cells += [Cell(number(getattr(row, names[0]), ".3g"), source_of(row, names))
                   for names in fields.values() for row in by_way.values()]  # fmt: skip
         diverged = "" if cached.num_samples is None else f"{cached.num_diverged} of {cached.num_samples}"
-        rows.append((*cells, Cell(diverged, source_of(cached, ("num_diverged", "num_samples")))))
+        cells.append(Cell(diverged, source_of(cached, ("num_diverged", "num_samples"))))
+        rows.append((*cells, *(Cell(_published(name_of(record), domain), PAPER) for domain in fields)))
     return Table(tuple(titles), tuple(rows))
+
+
+def _published(data: str, domain: str) -> str:
+    pairs = {one.data: (getattr(one, domain), getattr(one, f"{domain}_cached")) for one in published.QUALITY}
+    return "{:g} and {:g}".format(*pairs[data]) if data in pairs else ""
+
+
+def as_published(rows: Iterable[PublishedRow]) -> Table:
+    """What the paper printed of such rows, on ECG."""
+    titles = (
+        ("setting", "as the paper names it"),
+        ("faster", "than no caching"),
+        ("SW", "sliced Wasserstein distance"),
+    )
+    return Table(titles, tuple(
+        (Cell(row.name), Cell(f"{row.speedup:.2f}x", PAPER), Cell(f"{row.sw:g}", PAPER)) for row in rows
+    ))  # fmt: skip
 
 
 def step_costs(costs: StepCosts) -> Table:

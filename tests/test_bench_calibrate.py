@@ -119,7 +119,7 @@ def test_what_was_measured_is_told(begun: tuple[_Calibration, Plan]) -> None:
     }  # fmt: skip
     assert told["num_samples"] == {"uncached": 8, "search": 16, "final": 64, "check": 32}
     for name in ("uncached", "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out"):
-        assert set(told[name]) == {"sw_time", "sw_frequency", "num_diverged"}
+        assert set(told[name]) == {"sw_time", "sw_frequency", "num_diverged", "spectral", "autocorrelation"}
         assert told[name]["sw_time"] > 0
     assert told["seconds"] >= 0
     times = [t for t, _ in told["drift"]]
@@ -285,6 +285,16 @@ def test_a_score_is_within_the_budget_in_both_domains_and_of_no_more_diverged() 
     assert not Score(1.2, 2.0, 1).within(bar, 0.1)
     assert not Score(1.0, 2.0, 2).within(bar, 0.1)
     assert Score(0.9, 2.5, 0).over(bar) == pytest.approx(0.25)
+
+
+def test_a_plan_that_smooths_is_no_better_for_its_smaller_distance() -> None:
+    """The slacks are 1 dB and 0.03; what exceeds them counts in tens of dB and as it is."""
+    bar = Score(1.0, 1.0, 0, spectral=3.0, autocorrelation=0.03)
+    assert Score(0.9, 0.9, 0, spectral=3.9, autocorrelation=0.05).within(bar, 0.0)
+    assert not Score(0.9, 0.9, 0, spectral=10.8, autocorrelation=0.05).within(bar, 0.02)
+    assert not Score(0.9, 0.9, 0, spectral=3.0, autocorrelation=0.19).within(bar, 0.02)
+    assert Score(0.9, 0.9, 0, spectral=10.8).over(bar) == pytest.approx(0.68)
+    assert Score(0.9, 0.9, 0, autocorrelation=0.19).over(bar) == pytest.approx(0.13)
 
 
 def _spoilt(model: Model, is_spoilt: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> None:

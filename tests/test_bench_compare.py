@@ -359,6 +359,16 @@ def test_the_gate_passes_good_samples_and_is_off_when_not_asked_for(found: Compa
     assert failures_of(judge(found.cached.series * 5, found.reference, QUICK), uncached, mean, None) == ()
 
 
+def test_the_gate_sees_that_samples_are_too_smooth(found: Comparison) -> None:
+    """A moving average takes the weak high frequencies, which sliced Wasserstein hardly weighs."""
+    uncached, mean = judge(found.uncached, found.reference, QUICK), mean_sample(found.reference, QUICK)
+    series = found.cached.series
+    smooth = (series + np.roll(series, 1, axis=1) + np.roll(series, -1, axis=1)) / 3
+    failures = failures_of(judge(smooth, found.reference, QUICK), uncached, mean, 10.0)
+    assert [failure for failure in failures if "spectral distance" in failure and "allowed are 1 dB more" in failure]
+    assert all("sliced" not in failure for failure in failures)
+
+
 def test_the_gate_trusts_no_loss_against_samples_that_are_broken_themselves(found: Comparison) -> None:
     broken = judge(found.uncached * 5, found.reference, QUICK)
     failures = failures_of(broken, broken, mean_sample(found.reference, QUICK), 0.05)

@@ -236,7 +236,7 @@ def test_uncached_samples_may_come_from_a_file_that_is_what_would_be_drawn(
 ) -> None:
     one = Contender(Way.UNCACHED, model, None, 50, Solver.ANCESTRAL, 0)
     facts: dict[str, Any] = {"source_digest": "0" * 64, "steps": 50, "solver": "ancestral", "grid": "uniform",
-                             "cache": None}  # fmt: skip
+                             "seed": 0, "first_sample": 0, "cache": None}  # fmt: skip
     write_samples(tmp_path / "uncached.npz", one.draw(40, 40), facts)
     row = pareto(replace(gaussian, uncached=tmp_path / "uncached.npz")).rows[0]
     assert (row.num_samples, row.passes) == (40, 50)

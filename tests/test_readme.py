@@ -12,6 +12,7 @@ from bench.contenders import Way
 from bench.records import Record, Row, read_records
 from bench.report import markdown_table
 from bench.rows import FLOOR
+from bench.tables import data_sets
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,64 +71,11 @@ def row(record: Record, way: str) -> Row:
     return only
 
 
-def further(record: Record, way: str) -> float:
-    """How much further than the cached row another one is from the data: the mean of both domains."""
-    cached, other = row(record, Way.CACHED), row(record, way)
-    return sum(getattr(other, field) / getattr(cached, field) for field in ("sw_time", "sw_frequency")) / 2 - 1
-
-
-ECG, ECG_64, NASA, NASDAQ = "ecg-published-cpu", "ecg-published-batch64-cpu", "nasa-discharge-cpu", "nasdaq-cpu"
-SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
-    (ECG, lambda found: f"median of {found.options['race']['rounds']} rounds"),
-    (
-        ECG,
-        lambda found: f"quality on {found.options['num_samples']:,} samples ({found.options['num_uncached']} uncached",
-    ),
-    (ECG, lambda found: f"against {row(found, FLOOR).num_samples} real test beats"),
-    (ECG, lambda found: f"± half its {per_cent(found.options['quality']['level'])} interval"),
-    (
-        ECG,
-        lambda found: (
-            f"caching changes it by {per_cent(found.loss_time.value, '+.1f')} in the time and "
-            f"{per_cent(found.loss_frequency.value, '+.1f')} in the frequency domain"
-        ),
-    ),
-    (ECG, lambda found: f"it is as fast and {per_cent(further(found, Way.FEWER))} further from the data"),
-    (
-        ECG,
-        lambda found: (
-            f"did not come within {per_cent(found.options['equal_within'])} of the cached row on "
-            f"{found.options['num_search']} samples"
-        ),
-    ),
-    (
-        ECG_64,
-        lambda found: (
-            f"In batches of {found.options['batch_size']} the same plan is {times(row(found, Way.CACHED).speedup)}, "
-            f"few steps at equal passes {times(row(found, Way.FEWER).speedup)}"
-        ),
-    ),
-    (
-        NASA,
-        lambda found: (
-            f"{times(row(found, Way.CACHED).speedup)}, SW {row(found, Way.CACHED).sw_time:.3g} against "
-            f"{row(found, Way.UNCACHED).sw_time:.3g} uncached"
-        ),
-    ),
-    (NASA, lambda found: f"takes two passes, {times(row(found, Way.FEWER_AS_GOOD).speedup)}"),
-    (
-        NASDAQ,
-        lambda found: (
-            f"it is {row(found, Way.CACHED).passes:.2g} passes, {times(row(found, Way.CACHED).speedup)}, "
-            f"SW {row(found, Way.CACHED).sw_time:.3g} (floor {row(found, FLOOR).sw_time:.3g}; "
-            f"uncached {row(found, Way.UNCACHED).sw_time:.2g}, lost near t = 1), against "
-            f"{row(found, Way.FEWER_AS_GOOD).passes:.2g} passes and {times(row(found, Way.FEWER_AS_GOOD).speedup)}"
-        ),
-    ),
-)
+ECG, ECG_64 = "ecg-published-cpu", "ecg-published-batch64-cpu"
+SAID: tuple[tuple[str, Callable[[Record], str]], ...] = ()
 RESULTS = ROOT / "bench/results"
 SECTION = README.partition("## What it saves\n")[2].partition("\n## ")[0]
-TABLE = re.compile(r"<!-- record: (\S+) -->\n((?:\|.*\n)+)")  # the record, and the table that it writes
+TABLE = re.compile(r"<!-- records?: (.+) -->\n((?:\|.*\n)+)")  # the records, and the table that they write
 FIGURE = re.compile(r"[-+]?\d[\d,.]*(?:x\b| times\b| ?%| ?ms\b| passes\b)|\d+\.\d+")
 
 
@@ -159,14 +107,21 @@ def test_a_figure_that_no_record_writes_is_found() -> None:
     assert _unheld(f"{SECTION}\n{added}") == ["900x", "12 times", "3.5", "1,200 ms", "7 passes", "-0.5 %"]
 
 
+def table_of(records: list[Record]) -> str:
+    """Of one record the rows but for those that repeat another one's samples, of several their data side by side."""
+    if len(records) > 1:
+        return data_sets(records).markdown()
+    first, *others = records[0].rows
+    return markdown_table([first, *(row for row in others if row.same_as is None)])
+
+
 def test_tables_are_their_records_whole_and_digit_for_digit() -> None:
-    """No rival may be left out, nor a table stand without the record that wrote it."""
+    """No rival may be left out, nor a table stand without the records that wrote it."""
     tables = TABLE.findall(SECTION)
     assert tables
-    for path, table in tables:
-        (record,) = read_records(ROOT / path)
-        written = markdown_table(record.rows)
-        assert table.rstrip("\n") == written, f"by {path} the table must be:\n{written}"
+    for paths, table in tables:
+        written = table_of([record for path in paths.split() for record in read_records(ROOT / path)])
+        assert table.rstrip("\n") == written, f"by {paths} the table must be:\n{written}"
     assert [line for line in TABLE.sub("", SECTION).splitlines() if line.startswith("|")] == []
 
 

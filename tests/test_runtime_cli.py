@@ -125,11 +125,12 @@ def test_bench_prints_a_table_and_json_last_and_keeps_what_it_made(
     np.savez(tmp_path / "lightning_logs/tiny/reference.npz", train=series[:20], test=series[20:])
     assert run("export", "tiny") == 0
     capsys.readouterr()
-    assert run("bench", "bundles/tiny", "-n", 8, "--steps", 10, "--rounds", 1, "--out", "out") == 0
+    assert run("bench", "bundles/tiny", "-n", 8, "--steps", 10, "--rounds", 1, "--quick", "--out", "out") == 0
     *table, last = capsys.readouterr().out.splitlines()
     assert "pytorch, uncached" in "".join(table)
     names = [row["rival"] for row in json.loads(last)["rows"]]
-    assert names[:3] == ["pytorch, uncached", "onnxruntime, uncached", "onnxruntime, E2-CRF"]
+    assert names[0] == "pytorch, uncached"
+    assert {"onnxruntime, uncached", "onnxruntime, E2-CRF", "onnxruntime, fewer steps"} <= set(names)
     assert {"table.md", "e2crf.npz", "uncached.npz", "series.png", "recomputed.png", "spectrum.png"} <= {
         path.name for path in Path("out").iterdir()
     }
@@ -575,7 +576,10 @@ def test_ctrl_c_while_sampling_keeps_finished_batches_and_says_how_to_go_on(bund
     )
     time.sleep(8)  # until some batches are finished, on a busy machine too
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=30)
+    try:
+        _, printed = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in printed
     assert "samples.partial-0.npz" in printed

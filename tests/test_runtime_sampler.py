@@ -310,7 +310,7 @@ def test_each_knob_recomputes_more_in_its_stated_direction(
     ("knobs", "says"),
     [
         ({"policy": "sometimes"}, "known ones are never, interval, e2crf"),
-        ({"reuse": "latents"}, "known ones are feature, data"),
+        ({"reuse": "latents"}, "known ones are feature, feature-linear, noise-linear, data"),
         ({"R": 0}, "R must be a whole number of at least 1"),
         ({"K": -1}, "K must be a number of frequencies"),
         ({"K": "5"}, "K must be a number, found '5'"),

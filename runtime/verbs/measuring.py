@@ -78,16 +78,12 @@ def bench(
     num_uncached: Annotated[int | None, typer.Option(help="Fewer of them uncached; default: as many.")] = None,
     batch_size: Annotated[int, typer.Option(help="Batch that is timed.")] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds of timing, rivals in turn.")] = 9,
-    limit_s: Annotated[
-        float, typer.Option(help="Uncached rivals are timed over so many seconds' worth of steps.")
-    ] = 0.3,
+    limit_s: Annotated[float, typer.Option(help="Uncached rivals run for so many seconds a turn.")] = 0.3,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 1000,
     solver: Annotated[str, typer.Option(help=f"One of {', '.join(Solver)}.")] = Solver.ANCESTRAL,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     num_search: Annotated[int, typer.Option(help="Series that rivals choose their best form by, at most.")] = 128,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Without compiled PyTorch, start-up, rivals of many passes.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Without what takes longest.")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads within one operator; default all.")] = None,
     max_sw_loss: Annotated[float | None, typer.Option(help="Fail if caching costs more than this share.")] = None,
     old: Annotated[Path | None, typer.Option("--compare", help="Record of before: say what moved since.")] = None,
