@@ -390,7 +390,7 @@ def _figures_of(record: Record) -> Iterator[Figure]:
 
 def _cost_figures(record: Record) -> Iterator[Figure]:
     """Distance against time, and the distances alone, row by row."""
-    judged = [row for row in record.rows if row.ms_per_sample and row.sw_time]
+    judged = [row for row in record.rows if row.ms_per_sample and row.sw_time and row.same_as is None]
     if len(judged) < 2:
         return
     names = [_short(row.rival) for row in judged]
@@ -533,8 +533,9 @@ def looks_of(names: Sequence[str]) -> list[int]:
 
 
 def _short(rival: str) -> str:
-    """A rival without its backend, unless that is PyTorch."""
-    return rival if rival.startswith("pytorch") else rival.partition(", ")[2] or rival
+    """A rival without its backend, unless it is a twin on PyTorch or the split graphs."""
+    backend, _, way = rival.partition(", ")
+    return rival if backend in ("pytorch", "torch.compile") or backend.endswith(" split") else way or rival
 
 
 # --- HTML -------------------------------------------------------------------------------------------

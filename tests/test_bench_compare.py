@@ -320,6 +320,7 @@ def test_progress_is_told_by_stage_and_never_runs_backwards(gaussian: CompareOpt
         "timing",
         "looking for the best",
         "preparing",
+        "following single steps",
     }
     for stage in {doing for doing, _ in told if doing.startswith("sampling")}:
         shares = [share for doing, share in told if doing == stage]

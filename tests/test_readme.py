@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.contenders import Way
 from bench.records import Record, Row, read_records
 from bench.report import markdown_table
-from bench.rows import FLOOR
 from bench.tables import data_sets
 
 ROOT = Path(__file__).parent.parent
