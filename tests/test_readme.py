@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.contenders import Way
 from bench.records import Record, Row, read_records
 from bench.report import markdown_table
+from bench.rows import FLOOR
 from bench.tables import data_sets
 
 ROOT = Path(__file__).parent.parent
@@ -69,8 +71,48 @@ def row(record: Record, way: str) -> Row:
     return only
 
 
+def loss_of(record: Record, domain: str) -> float:
+    """How much caching changes the distance in a domain."""
+    loss = record.loss_time if domain == "time" else record.loss_frequency
+    assert loss is not None
+    return loss.value
+
+
+def further(record: Record, way: str) -> float:
+    """How much further than the cached row another one is from the data: the mean of both domains."""
+    cached, other = row(record, Way.CACHED), row(record, way)
+    return sum(getattr(other, field) / getattr(cached, field) for field in ("sw_time", "sw_frequency")) / 2 - 1
+
+
 ECG, ECG_64 = "ecg-published-cpu", "ecg-published-batch64-cpu"
-SAID: tuple[tuple[str, Callable[[Record], str]], ...] = ()
+SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
+    (ECG, lambda found: f"median of {found.options['race']['rounds']} rounds"),
+    (ECG, lambda found: f"{found.options['num_samples']:,} samples ({found.options['num_uncached']}"),
+    (ECG, lambda found: f"against {row(found, FLOOR).num_samples} real test beats"),
+    (ECG, lambda found: f"± half its {per_cent(found.options['quality']['level'])} interval"),
+    (
+        ECG,
+        lambda found: (
+            f"caching changes it by {per_cent(loss_of(found, 'time'), '+.1f')} in the time and "
+            f"{per_cent(loss_of(found, 'frequency'), '+.1f')} in the frequency domain"
+        ),
+    ),
+    (ECG, lambda found: f"as fast at as many passes, and {per_cent(further(found, Way.FEWER))} further from the data"),
+    (
+        ECG,
+        lambda found: (
+            f"did not come within {per_cent(found.options['equal_within'])} of the cached row on "
+            f"{found.options['num_search']} samples"
+        ),
+    ),
+    (
+        ECG_64,
+        lambda found: (
+            f"In batches of {found.options['batch_size']} the plan is {times(row(found, Way.CACHED).speedup)}, "
+            f"few steps at equal passes {times(row(found, Way.FEWER).speedup)}"
+        ),
+    ),
+)
 RESULTS = ROOT / "bench/results"
 SECTION = README.partition("## What it saves\n")[2].partition("\n## ")[0]
 TABLE = re.compile(r"<!-- records?: (.+) -->\n((?:\|.*\n)+)")  # the records, and the table that they write
