@@ -85,7 +85,7 @@ bundles/$(DEMO_NAME)/calibrated: bundles/$(DEMO_NAME)/manifest.json
 	touch $@
 
 demo/$(DEMO_NAME)/table.md: bundles/$(DEMO_NAME)/calibrated
-	$(E2CRF) bench bundles/$(DEMO_NAME) --num-samples 64 --rounds 5 --quick --out $(dir $@) --json > /dev/null
+	$(E2CRF) bench bundles/$(DEMO_NAME) --num-samples 64 --rounds 9 --quick --out $(dir $@) --json > /dev/null
 	$(E2CRF) report bundles/$(DEMO_NAME) --out $(dir $@) > /dev/null
 
 # --- keeping it good --------------------------------------------------------------------------------

@@ -128,6 +128,12 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
     bench = _Bench(options, reference, progress)
     with ExitStack() as opened:
         model = opened.enter_context(load(options.bundle, options.backend, threads=options.threads))
+        expected, found = (
+            [model.manifest.network.num_tokens, model.manifest.network.num_channels],
+            list(reference.series.shape[1:]),
+        )
+        require(found == expected, f"real series must have [N, C] = {expected} as the model has", found,
+                "name the reference that the model was trained on")  # fmt: skip
         first = Contender(Way.UNCACHED, model, None, options.steps, options.solver, options.seed)
         chosen = model.settings(None, None, None, options.cache)
         cached_first = replace(first, way=Way.CACHED, cache=chosen.cache)

@@ -251,6 +251,19 @@ def test_a_file_that_holds_no_samples_is_refused_in_a_sentence(gaussian: Compare
             compare(replace(gaussian, uncached=tmp_path / name))
 
 
+def test_real_series_of_another_shape_are_refused_before_anything_is_drawn(
+    copied: CompareOptions, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "other.npy", real_series(20, 0)[:, :-1])
+    told: list[str] = []
+    with pytest.raises(
+        OptionError, match=r"\[N, C\] = \[16, 1\] as the model has, found \[15, 1\]; name the reference"
+    ):
+        compare(replace(copied, reference=tmp_path / "other.npy"), lambda doing, share: told.append(doing))
+    assert told == []
+    assert kept.read_text() == "the record of before"
+
+
 def test_the_record_on_disk_is_the_record(gaussian: CompareOptions, found: Comparison) -> None:
     (read,) = read_records(gaussian.bundle / "reports" / "bench.json")
     assert read == found.record

@@ -77,7 +77,7 @@ def bench(
     uncached: Annotated[Path | None, typer.Option(help="Uncached samples drawn before (sample --uncached).")] = None,
     num_uncached: Annotated[int | None, typer.Option(help="Fewer of them uncached; default: as many.")] = None,
     batch_size: Annotated[int, typer.Option(help="Batch that is timed.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Rounds of timing, rivals in turn.")] = 9,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing, rivals in turn.")] = 21,
     limit_s: Annotated[float, typer.Option(help="Uncached rivals run for so many seconds a turn.")] = 0.3,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 1000,
     solver: Annotated[str, typer.Option(help=f"One of {', '.join(Solver)}.")] = Solver.ANCESTRAL,
