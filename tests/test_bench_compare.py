@@ -255,10 +255,11 @@ def test_real_series_of_another_shape_are_refused_before_anything_is_drawn(
     copied: CompareOptions, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "other.npy", real_series(20, 0)[:, :-1])
+    kept = copied.bundle / "reports" / "bench.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("the record of before")
     told: list[str] = []
-    with pytest.raises(
-        OptionError, match=r"\[N, C\] = \[16, 1\] as the model has, found \[15, 1\]; name the reference"
-    ):
+    with pytest.raises(OptionError, match=r"= \[16, 1\] as the model has, found \[15, 1\]; name the reference"):
         compare(replace(copied, reference=tmp_path / "other.npy"), lambda doing, share: told.append(doing))
     assert told == []
     assert kept.read_text() == "the record of before"
