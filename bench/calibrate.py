@@ -10,7 +10,8 @@ In this order, each stage shown by the progress bar:
 2. *The bar*: the quality of many refreshes, on the noise the search uses. An uncached run of that many samples would
    take hours; how far the two differ is measured on the samples both have.
 3. *The search*: for 1, 2, 3, ... refreshes, where the first of them lies (`alpha_prior`), how the others are spaced,
-   what is reused, and whether low frequencies are recomputed in between.
+   what is reused (what is held fitted to the model, where the solver allows it: `fit`), and whether low frequencies
+   are recomputed in between.
 4. *The check* on noise that the search has not seen: sliced Wasserstein in the time and in the frequency domain
    within the budget of the bar, no more diverged samples, and spectra and autocorrelations as near to the real ones but
    for a slack: a plan that asks the network too early draws series that are too smooth, and the sliced distance, made
@@ -43,6 +44,7 @@ from numpy.typing import NDArray
 
 from bench.contenders import Contender, Way
 from bench.drift import Drift
+from bench.fit import Teacher, fit
 from bench.latency import RaceOptions
 from bench.machine import describe_machine
 from bench.pareto import RECORD_FILE, ParetoOptions, call_seconds, distance_of, over_frontier, pareto, pass_seconds
@@ -50,9 +52,10 @@ from bench.quality import paired_error
 from bench.records import Kind, Record, read_records
 from bench.reference import Part, read_reference, reference_from_series
 from bench.rows import REPORTS, policy_in_words, race_of
-from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK, autocorrelation_distance, spectral_distance
+from bench.spectra import autocorrelation_distance, excess, spectral_distance
 from bench.wasserstein import mean_of_roots, random_directions, sliced_distances
 from export.manifest import read_manifest
+from runtime.cache.hold import LinearHold
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Cache, Decisions, Needs, Policy, Reuse, Signals, Step, TokenFacts
@@ -68,12 +71,15 @@ Series = NDArray[np.floating]
 Setting = tuple[str, int, str]  # solver, steps, time grid
 
 _BAR_REFRESHES = 20
+_TEACHER_REFRESHES = 40  # whose latents a plan is fitted to
 _DENSE_ALPHA, _BAR_ALPHA = 0.05, 0.1  # prior phases of the dense trajectories and of the bar
 _LOW_FREQUENCIES = 3  # the K that is tried
 _ALPHAS = (0.1, 0.2, 0.3, 0.45, 0.6)
 _SPACINGS = ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift")
 _MODES = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
+_FITTED_SPACINGS = ("power 1", "power 1.5", "power 2")
 _LEAST_SURPRISE = 1e-3  # in data std: less is rounding, which no guard should look at
+_KEPT = 8  # best ways of a number of refreshes that the next one tries, and half as many fitted ones
 _FINALISTS = 8  # best of a number of refreshes, tried again on more samples
 _CHECKS = 4  # promising plans of a number of refreshes that are checked, the cheapest first
 _MANY, _EVERY_STEP = "many refreshes", "every step computed"  # what a plan is held against
@@ -194,6 +200,7 @@ class Sizes:
     """How many samples each stage can afford."""
 
     uncached: int
+    teacher: int
     search: int
     final: int  # of the search's best
     check: int
@@ -205,10 +212,16 @@ def sizes_for(minutes: float, steps: int, pass_seconds: float) -> Sizes:
     `pass_seconds` is one full pass of one sample; the divisors are the passes that a stage asks for.
     """
     passes = 60.0 * minutes / 3 / pass_seconds
-    divisors = (1.8 * steps, 600, 2 * _BAR_REFRESHES)
-    uncached, search, check = (int(passes / divisor) for divisor in divisors)
+    divisors = (1.8 * steps, 3 * _TEACHER_REFRESHES, 600, 2 * _BAR_REFRESHES)
+    uncached, teacher, search, check = (int(passes / divisor) for divisor in divisors)
     search = max(16, min(search, 128))
-    return Sizes(max(8, min(uncached, 256)), search, 4 * search, max(32, min(check, 1024)))
+    return Sizes(
+        uncached=max(8, min(uncached, 256)),
+        teacher=max(48, min(teacher, 192)),
+        search=search,
+        final=4 * search,
+        check=max(32, min(check, 1024)),
+    )
 
 
 @dataclass(frozen=True)
@@ -240,8 +253,7 @@ class Score:
         return max(
             self.time / bar.time - 1.0,
             self.frequency / bar.frequency - 1.0,
-            (self.spectral - bar.spectral - SPECTRAL_SLACK) / 10.0,
-            self.autocorrelation - bar.autocorrelation - CORRELATION_SLACK,
+            excess((self.spectral, self.autocorrelation), (bar.spectral, bar.autocorrelation)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -317,6 +329,8 @@ class _Calibration:
         tokens = model.facts.tokens
         self.can_split = tokens.obstacle is None and tokens.num_frequencies > _LOW_FREQUENCIES
         self.low_price = 0.0  # of a step with the low frequencies alone, in full passes
+        self.teacher: Teacher | None = None  # None: the solver looks back, so that nothing can be fitted
+        self._fits: dict[tuple[int, ...], tuple[LinearHold, ...]] = {}  # by refreshes
         self.begun = time.perf_counter()
 
     def run(self) -> Plan:
@@ -335,6 +349,8 @@ class _Calibration:
         held_out_bar = self._score(self._draw("the bar on held-out noise", sizes.check, bar_plan, held_out=True))
         for n, score in (*bars.items(), (sizes.check, held_out_bar)):
             _require_finite(n if np.isfinite(score.time) else 0, n)
+        if not self.schedule.is_multistep:
+            self._teach(sizes.teacher)
         found, score, tried = self._search(sizes, bars, held_out_bar)
         plan = self._with_surprise(found, sizes.final)
         both = min(sizes.uncached, sizes.final)
@@ -350,6 +366,7 @@ class _Calibration:
             "passes": plan.measured["passes"],
             "num_samples": {
                 "uncached": sizes.uncached,
+                "fit": 0 if self.teacher is None else sizes.teacher,
                 "search": sizes.search,
                 "final": sizes.final,
                 "check": sizes.check,
@@ -377,6 +394,20 @@ class _Calibration:
         drawn = self._draw("dense trajectories", n, cache, also=drift.watch)
         return drawn, drift
 
+    def _teach(self, n: int) -> None:
+        """The latents of many refreshes on their way, on noise that nothing else uses."""
+        self.teacher = Teacher(self.steps, self.options.seed + 3 * _HELD_OUT_SEED)
+        many = self._plan(_BAR, _TEACHER_REFRESHES)
+        self._draw("trajectories to fit to", n, many, seed=self.teacher.seed, also=self.teacher.watch)
+
+    def _fit(self, refreshes: tuple[int, ...]) -> tuple[LinearHold, ...]:
+        """What is held after each of these refreshes, fitted once."""
+        assert self.teacher is not None
+        if refreshes not in self._fits:
+            self._progress(f"fitting {len(refreshes)} refreshes", 0.0)
+            self._fits[refreshes] = fit(self.model, self.teacher, self.solver, self.grid, refreshes)
+        return self._fits[refreshes]
+
     def _choose_judges(self, n: int) -> None:
         """Real series, or the model's own from other noise."""
         if self.options.reference is not None:
@@ -399,16 +430,22 @@ class _Calibration:
         budget, tried = self.options.budget, list[dict[str, Any]]()
         best: tuple[Plan, Score] | None = None
         candidates = [Candidate(*choice) for choice in product(_ALPHAS, _SPACINGS, _MODES)]
+        if self.teacher is not None:
+            choices = product(_ALPHAS, _FITTED_SPACINGS, [Reuse.RESIDUAL_FITTED])
+            candidates += [Candidate(*choice) for choice in choices]
         for count in _counts(self.options.most_refreshes):
             if tried and time.perf_counter() - self.begun > max(
                 60.0, 90.0 * self.options.minutes
             ):  # half as long again
                 break
             ranked = self._ranked(candidates, count, sizes.search, bars[sizes.search])
+            tried_here = [entry.candidate for entry in ranked]
+            plain = [candidate for candidate in tried_here if not candidate.reuse.is_fitted][:_KEPT]
+            fitted = [candidate for candidate in tried_here if candidate.reuse.is_fitted][: _KEPT // 2]
             # The way of the bar stays: with enough refreshes it meets the budget.
-            candidates = list(dict.fromkeys([*(entry.candidate for entry in ranked[:8]), _BAR]))
+            candidates = list(dict.fromkeys([*plain, *fitted, _BAR]))
             if self.can_split:
-                with_lows = [replace(candidate, lows=lows) for candidate in candidates[:4] for lows in (1, 2)]
+                with_lows = [replace(candidate, lows=lows) for candidate in plain[:4] for lows in (1, 2)]
                 ranked += self._ranked(with_lows, count, sizes.search, bars[sizes.search])
             finalists = sorted(ranked, key=lambda entry: entry.over)[:_FINALISTS]
             finalists = [self._rescored(entry, count, sizes.final, bars[sizes.final]) for entry in finalists]
@@ -458,7 +495,9 @@ class _Calibration:
     def _plan(self, candidate: Candidate, count: int) -> Plan:
         """A candidate with a number of refreshes, as a plan."""
         first = int(np.argmax(self.signal >= candidate.alpha_prior))
-        refreshes = self._spaced(candidate.spacing, first, count)
+        refreshes, is_fitted = self._spaced(candidate.spacing, first, count), candidate.reuse.is_fitted
+        if is_fitted and self.teacher is not None:
+            refreshes = self.teacher.nearest(refreshes)
         ends = (*refreshes[1:], self.steps)
         lows = {
             start + (end - start) * k // (candidate.lows + 1)
@@ -472,6 +511,7 @@ class _Calibration:
             grid=self.grid,
             reuse=candidate.reuse,
             refreshes=refreshes,
+            fit=self._fit(refreshes) if is_fitted else (),
             K=_LOW_FREQUENCIES if lows else 0,
             low_steps=tuple(sorted(lows)),
             measured={

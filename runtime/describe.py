@@ -1,6 +1,5 @@
 """Bundles and runs in words: what `e2crf inspect` prints, before the card of a bundle what no card holds."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def describe_bundle(bundle: Path) -> tuple[dict[str, Any], str]:
         "diffusion": vars(diffusion),
         "graphs": rows,
         "parity": manifest.parity,
-        "plan": None if plan is None else asdict(plan),
+        "plan": None if plan is None else plan.to_dict(),
         "license": license,
         "card": card,
     }

@@ -94,7 +94,9 @@ class Model:
         self.bundle = bundle  # where a plan is looked for
         self.graphs = parse_word(Graphs, graphs, "graph set")
         tokens = TokenFacts(np.asarray(manifest.tokens.frequency, np.int64), self._obstacle())
-        energy = np.square(np.asarray(manifest.standardisation.std))
+        scale = manifest.standardisation
+        self._mean, self._std = np.asarray(scale.mean, np.float32), np.asarray(scale.std, np.float32)  # [N, C]
+        energy = np.square(np.asarray(scale.std))
         self.facts = ModelFacts(tokens, (energy / energy.sum()).astype(np.float32))
         self._plan: tuple[int, Plan] | None = None  # as last read, and when the file was written
         self._tables = lru_cache(maxsize=8)(partial(_tables, manifest))
@@ -212,8 +214,7 @@ class Model:
 
     def _series(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardised tokens -> series in the time domain and data units."""
-        scale = self.manifest.standardisation
-        tokens = z * np.asarray(scale.std, np.float32) + np.asarray(scale.mean, np.float32)
+        tokens = z * self._std + self._mean
         return idft(tokens).astype(np.float32) if self.manifest.diffusion.domain == "frequency" else tokens
 
     def close(self) -> None:
@@ -239,9 +240,9 @@ class Settings:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The cache in plain values, for a record; of a plan without what its calibration measured."""
+        """The cache in plain values, for a record; of a plan without what its calibration measured and fitted."""
         known = asdict(self.cache) if is_dataclass(self.cache) else {"cache": repr(self.cache)}
-        return {name: value for name, value in known.items() if name != "measured"}
+        return {name: value for name, value in known.items() if name not in ("measured", "fit")}
 
 
 class _Run:

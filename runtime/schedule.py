@@ -12,6 +12,8 @@ A reuse mode says how the data prediction follows from the moving z and one cach
     noise      v = sigma G score    z0 = (z + sigma G v) / alpha
     data       v = z0               z0 = v
     residual   v = z0 - g(z, t)     z0 = g(z, t) + v
+
+In the mode `residual-fitted` it is a decision that says which v is held after a refresh (`cache.hold`).
 """
 
 from dataclasses import dataclass
@@ -72,6 +74,7 @@ def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, grid: TimeGr
         Reuse.DATA_LINEAR: (zero, one),
         Reuse.RESIDUAL: (gaussian, one),
         Reuse.RESIDUAL_LINEAR: (gaussian, one),
+        Reuse.RESIDUAL_FITTED: (gaussian, one),
     }[reuse]
     table = SOLVERS[solver](process, times)
     tables = {

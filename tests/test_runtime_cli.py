@@ -429,7 +429,7 @@ def test_wrong_use_of_plans_is_a_sentence_and_exit_code_2(
     [
         lambda text: text[:40],
         lambda text: "[]",
-        lambda text: text.replace('"schema": 1', '"schema": 99'),
+        lambda text: text.replace('"schema": 2', '"schema": 99'),
         lambda text: text.replace('"refreshes"', '"refresh"'),
         lambda text: text.replace('"steps": 20', '"steps": 3'),
         lambda text: text.replace('"solver": "ddim"', '"solver": "rk4"'),

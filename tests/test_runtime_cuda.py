@@ -42,7 +42,7 @@ def test_noise_is_that_of_the_host(
     of the largest draw, for libm's logarithm and NumPy's may differ in the last bit."""
     samples, width, num_steps = np.array([sample, sample + 7], np.int64), tokens * channels, step + 1
     held: dict[str, Any] = {name: np.zeros((2, tokens, channels), np.float32)
-                            for name in ("z", "data", "before", "value", "slope")}  # fmt: skip
+                            for name in ("z", "data", "before", "value", "slope", "unheld")}  # fmt: skip
     held |= {"sample": samples, "times": np.zeros(num_steps), "surprise": np.zeros(2, np.float32)}
     held |= {"made": np.zeros((2, tokens), np.int64), "mask": np.zeros(2, np.int64), "control": np.zeros(2, np.int64)}
     held |= {name: np.zeros((num_steps, tokens, channels), np.float32) for name in ("gaussian", "from_latent")}

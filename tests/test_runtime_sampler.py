@@ -15,7 +15,7 @@ from export.checkpoint import Checkpoint
 from export.reference import TorchBackend
 from runtime.backends.ort import OrtBackend
 from runtime.cache.options import E2CRF
-from runtime.cache.policy import Decision, Event, Reuse, TokenFacts, steps_of
+from runtime.cache.policy import UNFITTED, Decision, Event, TokenFacts, steps_of
 from runtime.errors import BackendError, OptionError
 from runtime.sampler import Interrupted, Model, StepInfo, load
 from runtime.sde import VP
@@ -153,7 +153,7 @@ def test_a_partial_step_computes_what_the_full_step_would(tiny: tuple[Model, Che
     np.testing.assert_allclose(low, full, atol=1e-5 * np.abs(full).max())
 
 
-@pytest.mark.parametrize("reuse", list(Reuse))
+@pytest.mark.parametrize("reuse", UNFITTED)
 def test_every_reuse_mode_approaches_the_uncached_samples_as_R_shrinks(reuse: str) -> None:
     """A Gaussian under the same noise; the error falls with R, and vanishes at R = 1."""
     made = gaussian(12, VP(), "frequency")

@@ -21,9 +21,10 @@ from export.checkpoint import read_checkpoint
 from export.manifest import read_manifest
 from runtime.backends.cuda import DeviceArray
 from runtime.backends.tensorrt import Cache
+from runtime.cache.hold import LinearHold
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
-from runtime.cache.policy import Decision, Decisions, Event, Needs, Policy, Reuse, Signals, Step, TokenFacts
+from runtime.cache.policy import UNFITTED, Decision, Decisions, Event, Needs, Policy, Reuse, Signals, Step, TokenFacts
 from runtime.errors import BackendError, OptionError
 from runtime.sampler import Model, load
 from tests.recording_driver import RecordingDriver, compiled_kernels, open_recorded, write_engines
@@ -79,7 +80,7 @@ def test_uncached_samples_are_those_of_the_cpu(bundle: Path, kernels: ctypes.CDL
         assert_same(model, bundle, solver=solver, cache=None)
 
 
-@pytest.mark.parametrize("reuse", list(Reuse))
+@pytest.mark.parametrize("reuse", UNFITTED)
 @pytest.mark.parametrize("solver", ["ancestral", "dpmpp_2m"])
 def test_cached_samples_are_those_of_the_cpu(
     opened: tuple[Model, RecordingDriver], bundle: Path, reuse: str, solver: str
@@ -107,6 +108,59 @@ class Watched:
             return policy(step, signals)
 
         return noting
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim"])
+def test_what_is_held_by_a_fitted_plan_is_that_of_the_cpu(
+    opened: tuple[Model, RecordingDriver], bundle: Path, solver: str
+) -> None:
+    """Random functions at three refreshes, and again, when their tables are on the device already."""
+    rng = np.random.default_rng(3)
+    fit = tuple(LinearHold(*rng.normal([[[1.0]], [[0.0]], [[0.0]], [[0.0]]], 0.1, (4, 15, 2)).astype(np.float32))
+                for _ in range(3))  # fmt: skip
+    plan = plan_of(bundle, solver=solver, reuse=Reuse.RESIDUAL_FITTED, fit=fit)
+    found = assert_same(opened[0], bundle, solver=None, cache=plan)
+    held = assert_same(opened[0], bundle, solver=None, cache=plan_of(bundle, solver=solver, reuse=Reuse.RESIDUAL))
+    assert np.abs(found.z - held.z).max() > 0.01
+    launches = [entry[1] for entry in opened[1].log if entry[0] == "launch"]
+    assert launches.count("hold") == 3 * 2  # refreshes, batches
+
+
+def test_samples_that_hold_different_things_do_so_on_a_gpu_too(
+    opened: tuple[Model, RecordingDriver], bundle: Path
+) -> None:
+    """At step 10 the middle one of three samples goes by another function than the others."""
+    fit = [LinearHold(*np.full((4, 15, 2), share, np.float32)) for share in (0.1, 0.4)]
+    assert_same(opened[0], bundle, n=3, solver="ddim", cache=_HeldApart(fit))
+
+
+@dataclass(frozen=True)
+class _HeldApart:
+    """Refreshes at steps 3 and 10 with a function for each sample."""
+
+    fit: list[LinearHold]
+    reuse: str = Reuse.RESIDUAL_FITTED
+    needs: Needs = Needs.NOTHING
+    feedback: float = 0.0
+
+    def concrete(self, facts: TokenFacts, steps: Sequence[Step]) -> Policy:
+        def policy(step: Step, signals: Signals) -> Decisions:
+            if step.index == 3:
+                return Decision(Event.FIRST)
+            if step.index == 10:
+                return [Decision(Event.REFRESH, hold=self.fit[which]) for which in (0, 1, 0)]
+            return Decision(Event.PRIOR if step.index < 3 else Event.REUSE)
+
+        return policy
+
+
+def test_only_linear_functions_are_held_on_a_gpu(opened: tuple[Model, RecordingDriver]) -> None:
+    class Other:
+        def of(self, value: Any, before: Any, z: Any) -> Any:
+            return value
+
+    with pytest.raises(BackendError, match="a GPU holds linear functions, found Other; sample on the CPU"):
+        opened[0].sample(3, steps=STEPS, cache=_HeldApart([Other(), Other()]))  # type: ignore[list-item]
 
 
 def test_a_guard_that_refreshes_some_samples_gives_the_cpus_samples(

@@ -26,12 +26,12 @@ _ARRAYS = {  # by C type
         *("gaussian", "from_latent"),  # [T, N, C]
         *("score_to_data", "from_value", "step_noise", "fresh_score"),  # [T, N]
     ),
-    "float": ("z", "data", "before", "value", "slope", "surprise"),  # [B, N, C], the last [B]
+    "float": ("z", "data", "before", "value", "slope", "unheld", "surprise"),  # [B, N, C], the last [B]
     "i64": ("made", "mask", "control"),  # [B, N], [B], [2]
 }
 FRAME = np.dtype([(name, np.uint64) for name in (*_COUNTS, *(name for names in _ARRAYS.values() for name in names))])
 SCALARS = ("latent_to_data", "step_latent", "step_data", "step_previous", "fresh_latent")
-KERNELS = ("start", "coast", "gather", "surprise", "settle", "advance", "restore")
+KERNELS = ("start", "coast", "gather", "surprise", "settle", "advance", "hold", "restore")
 
 _FIELDS = "".join(f"  {'u64' if name == 'seed' else 'i64'} {name};\n" for name in _COUNTS) + "".join(
     f"  {kind} *{name};\n" for kind, names in _ARRAYS.items() for name in names
@@ -95,7 +95,7 @@ KERNEL start(const Frame *f) { /* the prior, and nothing cached */
   EACH(k, f->batch * width) {
     i64 b = k / width, at = k % width;
     f->z[k] = f->prior_scale[at / f->channels] * normal(f->seed, (u64)f->sample[b], 0, at, width);
-    f->data[k] = f->before[k] = f->value[k] = f->slope[k] = 0.0f;
+    f->data[k] = f->before[k] = f->value[k] = f->slope[k] = f->unheld[k] = 0.0f;
     if (at % f->channels == 0) f->made[k / f->channels] = -1;
     if (at == 0) { f->mask[b] = 1; f->surprise[b] = 0.0f; }
   }
@@ -185,6 +185,18 @@ KERNEL advance(const Frame *f, const float *score) {
     f->z[k] = z;
   }
   if (FIRST == 0) f->control[1] = i + 1;
+}
+
+/* After a full refresh, hold a linear function of its values, of those before and of z: `tables` [4, N, C]. */
+KERNEL hold(const Frame *f, const float *z, const float *tables) {
+  i64 width = f->tokens * f->channels;
+  EACH(k, f->batch * width) {
+    const float *table = tables + k % width;
+    float value = f->value[k];
+    if (!f->mask[k / width]) continue;
+    f->value[k] = table[0] * value + table[width] * f->unheld[k] + table[2 * width] * z[k] + table[3 * width];
+    f->unheld[k] = value;
+  }
 }
 
 /* Samples that were not asked for keep their keys or values: `size` 16-bit words each, from before to after. */

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from export.manifest import Graph, Manifest, Tensor
 from runtime.backends.cuda import Block, Context, DeviceArray, Driver, Event, OutOfMemory, bytes_of, shape_of
 from runtime.backends.cuda_kernels import FRAME, SCALARS
+from runtime.cache.hold import Hold, LinearHold
 from runtime.cache.policy import Decision
 from runtime.cache.policy import Event as What
 from runtime.cache.state import Floats, Ints, ModelFacts, Trajectory, Work, padded
@@ -34,6 +35,7 @@ from runtime.schedule import Schedule
 if TYPE_CHECKING:
     from runtime.backends.tensorrt import TensorrtBackend
 
+_HOLDS = 256  # functions whose tables are kept on the device
 _TIMED = 6  # network calls of a kind that are timed; the others are taken to be as long
 
 
@@ -81,7 +83,7 @@ class Lane:
         }
         self.cache_bytes = sum(bytes_of(tensor, {"B": batch}) for tensor in caches.values())
         width = batch * self.num_tokens * self.num_channels
-        self.state_bytes = 4 * 5 * width + 8 * batch * self.num_tokens
+        self.state_bytes = 4 * 6 * width + 8 * batch * self.num_tokens
         self._require_room(2 * self.cache_bytes + 2 * self.state_bytes)
         try:
             self.caches: tuple[dict[str, Block], dict[str, Block]] = tuple(  # type: ignore[assignment]
@@ -90,7 +92,7 @@ class Lane:
             )
             shape = (batch, self.num_tokens, self.num_channels)
             self.z = DeviceArray(driver, shape, "float32")
-            self._state = {name: driver.allocate(4 * width) for name in ("data", "before", "value", "slope")}
+            self._state = {name: driver.allocate(4 * width) for name in ("data", "before", "value", "slope", "unheld")}
             self._state |= {name: driver.allocate(8 * batch) for name in ("surprise", "mask", "sample")}
             self._state |= {"made": driver.allocate(8 * batch * self.num_tokens), "control": driver.allocate(16)}
             self.frame = driver.allocate(FRAME.itemsize)
@@ -99,6 +101,7 @@ class Lane:
         self._calls: dict[tuple[int, bool], Call] = {}
         self._launches: dict[tuple[Any, ...], Callable[[], None] | None] = {}  # None: has run once, to be captured
         self._tables: dict[str, Block] = {}
+        self._holds: dict[LinearHold, Block] = {}
         self._schedule: Schedule | None = None
 
     def _require_room(self, needed: int) -> None:
@@ -172,8 +175,8 @@ class Lane:
         """Steps i .. j - 1 without the network."""
         self.driver.launch("coast", self.size, self.frame.address, i, j, int(is_prior))
 
-    def network_step(self, tokens: Ints | None) -> None:
-        """A step that asks the network for all tokens, or for a set [S] of every sample."""
+    def network_step(self, tokens: Ints | None, hold: Hold | None = None) -> None:
+        """A step that asks the network for all tokens, or for a set [S] of every sample; and what is held then."""
         is_full = tokens is None
         call = self._call(tokens if tokens is None else np.tile(tokens, (self.batch, 1)))
         key = (call.tokens, is_full, self.keeps_surprise, self.direction)
@@ -189,6 +192,8 @@ class Lane:
             if (replay := self._launches[key]) is None:
                 replay = self._launches[key] = self._captured(work)
             replay()
+        if hold is not None:
+            self._hold(hold)
         self._swap()
 
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -197,19 +202,23 @@ class Lane:
         except Exception:  # an engine that cannot be captured; each library has errors of its own
             return work
 
-    def masked_step(self, calls: Sequence[tuple[NDArray[np.bool_], Ints | None]]) -> None:
+    def masked_step(self, calls: Sequence[tuple[NDArray[np.bool_], Ints | None, Hold | None]]) -> None:
         """A step whose samples go their own ways: each call asks for tokens [B, S] of the samples under its mask."""
-        driver = self.driver
-        for mask, tokens in calls:
+        driver, mask_at = self.driver, self._state["mask"].address
+        for mask, tokens, _ in calls:
             call = self._call(tokens)
-            driver.upload(self._state["mask"].address, mask.astype(np.int64))
+            driver.upload(mask_at, mask.astype(np.int64))
             self._ask(call, is_full=tokens is None)
             for name, after in self.caches[1 - self.direction].items():
                 words = after.size // self.batch // 2
                 before = self.caches[self.direction][name].address
                 driver.launch("restore", self.batch * words, self.frame.address, words, before, after.address)
             self._swap()
-        driver.upload(self._state["mask"].address, np.ones(self.batch, np.int64))
+        for mask, _, hold in calls:  # only now: every call predicts the data of all samples from what is held
+            if hold is not None:
+                driver.upload(mask_at, mask.astype(np.int64))
+                self._hold(hold)
+        driver.upload(mask_at, np.ones(self.batch, np.int64))
         driver.launch("advance", self.size, self.frame.address, 0)
 
     def _ask(self, call: Call, *, is_full: bool) -> None:
@@ -221,6 +230,17 @@ class Lane:
         if is_full and self.keeps_surprise:
             launch("surprise", self.batch, frame, call.z.address, call.score.address)
         launch("settle", rows, frame, call.tokens, call.token.address, call.z.address, call.score.address)
+
+    def _hold(self, hold: Hold) -> None:
+        """Hold what a decision says instead of what a full refresh made, after its update: its call still has z."""
+        if not isinstance(hold, LinearHold):
+            raise BackendError(f"a GPU holds linear functions, found {type(hold).__name__}; sample on the CPU")
+        if hold not in self._holds:
+            if len(self._holds) >= _HOLDS:
+                self._holds.clear()
+            self._holds[hold] = self.driver.allocate(hold.tables.nbytes)
+            self.driver.upload(self._holds[hold].address, hold.tables)
+        self.driver.launch("hold", self.size, self.frame.address, self._call(None).z.address, self._holds[hold].address)
 
     def _swap(self) -> None:
         if self.caches[0]:
@@ -360,7 +380,7 @@ class DeviceTrajectory(Trajectory):
         elif not decisions.event.is_full and decisions.tokens is None:
             lane.coast(i, i + 1, is_prior=decisions.event is What.PRIOR)
         else:
-            self._timed_call(decisions.tokens, lambda: lane.network_step(decisions.tokens))
+            self._timed_call(decisions.tokens, lambda: lane.network_step(decisions.tokens, decisions.hold))
             self._keep(i, slice(None), decisions)
         lane.is_busy = i + 1 < self._schedule.num_steps
 
@@ -371,16 +391,19 @@ class DeviceTrajectory(Trajectory):
         """Samples that do different things: one call for those that ask for all tokens, one for sets of some."""
         full = np.array([decision.event.is_full for decision in decisions])
         some = np.array([not decision.event.is_full and decision.tokens is not None for decision in decisions])
-        calls: list[tuple[NDArray[np.bool_], Ints | None]] = [(full, None)] if full.any() else []
+        holds = dict.fromkeys(decision.hold for decision in decisions if decision.event.is_full)
+        calls: list[tuple[NDArray[np.bool_], Ints | None, Hold | None]] = [
+            (full & [decision.hold is hold for decision in decisions], None, hold) for hold in holds
+        ]
         if some.any():
             sets = [np.zeros(1, np.int64) if d.tokens is None else d.tokens for d in decisions]
             size = max(len(own) for own in sets)
-            calls.append((some, np.stack([padded(own, size) for own in sets])))
+            calls.append((some, np.stack([padded(own, size) for own in sets]), None))
         if not calls:
             self._lane.coast(i, i + 1, is_prior=False)
             return
         self._lane.masked_step(calls)
-        for _, tokens in calls:
+        for _, tokens, _ in calls:
             self._count(None if tokens is None else tokens[0])
         for sample, decision in enumerate(decisions):
             self._keep(i, slice(sample, sample + 1), decision)

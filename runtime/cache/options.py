@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from runtime.cache.policy import (
+    UNFITTED,
     EventDriven,
     Interval,
     Needs,
@@ -72,7 +73,9 @@ class E2CRF:
 
     def __post_init__(self) -> None:
         name = parse_word(PolicyName, self.policy, "policy")
-        parse_word(Reuse, self.reuse, "reuse mode")
+        reuse = parse_word(Reuse, self.reuse, "reuse mode")
+        require(not reuse.is_fitted, f"without a plan, reuse must be one of {', '.join(UNFITTED)}", reuse,
+                "`e2crf calibrate` makes a plan that is fitted to the model")  # fmt: skip
         for knob, policies in _BELONGS.items():
             if getattr(self, knob) is not None and name not in policies:
                 raise OptionError(

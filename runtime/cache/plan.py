@@ -4,6 +4,8 @@
 steps beat many at a constant interval, because what the network knows drifts slowly in the noisy half of the
 trajectory and fast near its end.
 
+With `residual-fitted` it also says what is held after each refresh (see `hold`), so that one of them may do.
+
 The guard: the plan knows how far the prediction was off at each refresh when it was calibrated. A sample for
 which it is off by more than `guard` times that is refreshed once more, half-way to the next refresh.
 """
@@ -12,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from export.manifest import Manifest
+from runtime.cache.hold import Hold, LinearHold
 from runtime.cache.policy import (
-    FIRST,
-    REFRESH,
     REUSE,
     TRIGGER,
     Decision,
@@ -40,7 +41,8 @@ from runtime.errors import OptionError, parse_word, require
 from runtime.solvers import Solver, TimeGrid
 
 PLAN_FILE = "plan.json"
-SCHEMA = 1
+SCHEMA = 2
+_WITHOUT_FIT = 1  # the schema before it
 
 
 class PlanError(OptionError):
@@ -59,6 +61,7 @@ class Plan:
     refreshes: tuple[int, ...]  # steps that recompute all tokens; before the first of them is the prior phase
     K: int = 0  # the K lowest frequencies are recomputed ...
     low_steps: tuple[int, ...] = ()  # ... at these steps
+    fit: tuple[LinearHold, ...] = ()  # what is held after each refresh, of `residual-fitted`
     surprise: tuple[float, ...] = ()  # calibrated error of the prediction at each refresh, in data std; () no guard
     guard: float = 4.0  # a sample that is off by more than so many times that is refreshed once more
     measured: dict[str, Any] = field(default_factory=dict)  # what the calibration found
@@ -82,6 +85,9 @@ class Plan:
                 "0 recomputes none between refreshes")  # fmt: skip
         require(len(self.surprise) in (0, len(self.refreshes)),
                 "surprise must have one number per refresh", len(self.surprise), "calibrate again")  # fmt: skip
+        expected = len(self.refreshes) if Reuse(self.reuse).is_fitted else 0
+        require(len(self.fit) == expected, f"fit must have {expected} entries, one per refresh of "
+                f"{Reuse.RESIDUAL_FITTED}", len(self.fit), "calibrate again")  # fmt: skip
         numbers = (*self.surprise, self.guard)
         require(all(math.isfinite(x) and x >= 0 for x in numbers), "surprise and guard must be positive numbers",
                 numbers, "calibrate again")  # fmt: skip
@@ -108,6 +114,7 @@ class Plan:
             lows=frozenset(self.low_steps) - frozenset(self.refreshes),
             events=np.array(sorted({*self.refreshes, *self.low_steps, self.steps})),
             low_tokens=np.flatnonzero(facts.frequency < self.K).astype(np.int64),
+            holds=self.fit,
             limits=tuple(self.guard * off for off in self.surprise),
             num_steps=self.steps,
         )
@@ -127,9 +134,20 @@ class Plan:
                     "leave them out, or choose a cache by its own options"
                 )
 
+        shape = (manifest.network.num_tokens, manifest.network.num_channels)
+        if wrong := [one.value.shape for one in self.fit if one.value.shape != shape]:
+            raise PlanError(f"the fit of the plan must be for [N, C] = {shape}, found {wrong[0]}; calibrate again")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        value = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return value | {"fit": [one.to_lists() for one in self.fit]}
+
     def to_json(self) -> str:
-        """The file's text."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+        """The file's text, what is fitted in one line."""
+        value = {"schema": SCHEMA} | self.to_dict()
+        fit = json.dumps(value.pop("fit"))
+        return json.dumps(value, indent=1).removesuffix("\n}") + f',\n "fit": {fit}\n}}\n'
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -151,19 +169,21 @@ def read_plan(path: Path) -> Plan:
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} is not a plan ({error}); {remedy}") from error
     schema = value.pop("schema", None) if isinstance(value, dict) else None
-    if schema != SCHEMA:
+    if schema == _WITHOUT_FIT:
+        value.setdefault("fit", [])
+    elif schema != SCHEMA:
         raise PlanError(f"{path} has schema {schema!r}, this version reads schema {SCHEMA}; {remedy}")
     known = {entry.name for entry in fields(Plan)}
     if wrong := sorted(set(value) ^ known):
         keys = ", ".join(sorted(known))
         raise PlanError(f"{path} must have the keys {keys}, found a difference in {', '.join(wrong)}; {remedy}")
-    for name in ("refreshes", "low_steps", "surprise"):
+    for name in ("refreshes", "low_steps", "surprise", "fit"):
         if not isinstance(value[name], list):
             raise PlanError(f"{path}: {name} must be a list, found {value[name]!r}; {remedy}")
         value[name] = tuple(value[name])
     try:
-        return Plan(**value)
-    except (OptionError, TypeError) as error:
+        return Plan(**value | {"fit": tuple(LinearHold.from_lists(one) for one in value["fit"])})
+    except (OptionError, TypeError, ValueError) as error:
         raise PlanError(f"{path} is not a plan: {error}; {remedy}") from error
 
 
@@ -175,6 +195,7 @@ class Planned:
     lows: frozenset[int]
     events: Ints  # all steps with a network call, and T
     low_tokens: Ints
+    holds: tuple[Hold, ...]  # after each refresh; () for what it made
     limits: tuple[float, ...]  # of the surprise at each refresh
     num_steps: int
 
@@ -183,10 +204,10 @@ class Planned:
         i = step.index
         if i < self.refreshes[0]:
             return Decision(Event.PRIOR, until=self.refreshes[0])
-        if signals.since_refresh is None:
-            return FIRST
-        if i in self.refreshes:
-            return REFRESH
+        is_first = signals.since_refresh is None
+        if is_first or i in self.refreshes:
+            hold = self.holds[self.refreshes.index(i)] if self.holds else None
+            return Decision(Event.FIRST if is_first else Event.REFRESH, hold=hold)
         extra = self._extra(i, signals)
         if extra == i:
             return self._guarded(i, signals)

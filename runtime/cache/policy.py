@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cache.hold import Hold
 from runtime.sde import Process, signal_to_noise
 from runtime.solvers import Times
 
@@ -36,11 +37,20 @@ class Reuse(StrEnum):
     DATA_LINEAR = "data-linear"
     RESIDUAL = "residual"
     RESIDUAL_LINEAR = "residual-linear"
+    RESIDUAL_FITTED = "residual-fitted"  # by a plan alone (see `hold`)
 
     @property
     def is_linear(self) -> bool:
         """Whether the last two values are extrapolated in t."""
         return self.endswith("-linear")
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it takes what a calibration found."""
+        return self is Reuse.RESIDUAL_FITTED
+
+
+UNFITTED = tuple(mode for mode in Reuse if not mode.is_fitted)
 
 
 class Event(StrEnum):
@@ -114,12 +124,14 @@ class Signals(Protocol):
 class Decision:
     """What to do at a step; `tokens` [S] are the active tokens of a partial step.
 
-    Without a network call, `until` is the first step at which something else may be decided.
+    Without a network call, `until` is the first step at which something else may be decided. After a full refresh
+    `hold` says what is held instead of the values it made.
     """
 
     event: Event
     tokens: Ints | None = None
     until: int = 0
+    hold: Hold | None = None
 
 
 Decisions = Decision | Sequence[Decision]  # for all samples alike, or one for each

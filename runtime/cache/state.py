@@ -5,7 +5,8 @@ All steps work in place on buffers made at the start. On a CPU these are NumPy a
 memory supplies a class of the same methods.
 
 Between recomputations the data prediction of a token is `z0 = from_latent z + from_value v` (see `schedule`),
-with the cached value v held constant or, in the linear modes, extrapolated in t from its last two values.
+with the cached value v held constant or, in the linear modes, extrapolated in t from its last two values. A decision
+may say that something else is held than what a refresh made (`hold`).
 Steps that need no network are taken together (`coast`), any other one by one (`carry_out`, `advance`).
 
 Where the samples of a batch are to do different things, each run of neighbours that do the same is one
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.cache.feedback import Feedback
+from runtime.cache.hold import Hold
 from runtime.cache.policy import Decision, Event, Needs, TokenFacts
 from runtime.leaps import Leaps
 from runtime.noise import NoiseStream, uniform
@@ -99,6 +101,7 @@ class Trajectory:
         self._before = np.zeros_like(self.z) if schedule.is_multistep else None  # z0 of the step before
         self._value = np.zeros_like(self.z)  # what the reuse mode caches
         self._slope = np.zeros_like(self.z) if linear else None  # its change per unit of t
+        self._unheld: Floats | None = None  # the values of the last refresh whose decision had a `hold`, before it
         self._scratch = np.empty_like(self.z)
         self._score: Floats | None = None  # of all tokens of all samples, where this step asked for it
         self._rows = np.arange(batch)[:, None]
@@ -228,7 +231,7 @@ class Trajectory:
         if not predicted and not (is_full and not self._keeps_surprise):
             self._predict(i)
         if is_full:
-            score = self._recompute(i, None, first, last)
+            score = self._recompute(i, None, first, last, decision.hold)
             if last - first == self.batch:
                 self._score = score
             self._refreshed[first:last] = i
@@ -273,10 +276,11 @@ class Trajectory:
         np.multiply(schedule.from_value[i], self._value_at(i), out=scratch)
         self.data += scratch
 
-    def _recompute(self, i: int, tokens: Ints | None, first: int, last: int) -> Floats:
+    def _recompute(self, i: int, tokens: Ints | None, first: int, last: int, hold: Hold | None = None) -> Floats:
         """Ask the network for tokens of samples first .. last - 1, renew all that is cached of them; their score.
 
-        `tokens` is None for all of them, [S] for the same in every sample, [b, S] for each sample's own.
+        `tokens` is None for all of them, [S] for the same in every sample, [b, S] for each sample's own; `hold` is
+        for all of them only.
         """
         schedule, here = self._schedule, slice(first, last)
         at = here if tokens is None else (here, tokens) if tokens.ndim == 1 else (self._rows[here], tokens)
@@ -298,10 +302,20 @@ class Trajectory:
             made = self.made[at]
             elapsed = np.where(made < 0, np.inf, schedule.times[i] - schedule.times[made])[..., None]
             self._slope[at] = (value - self._value[at]) / elapsed
+        if hold is not None:
+            value = self._held(hold, here, value, call.z)
         if self._is_watched:
             self._note(at, call.token, data, call.hidden, first, last, is_full=tokens is None)
         self.data[at], self._value[at], self.made[at] = data, value, i
         return call.score
+
+    def _held(self, hold: Hold, here: slice, value: Floats, z: Floats) -> Floats:
+        """What is held of the values of a refresh, which are kept for the next one."""
+        if self._unheld is None:
+            self._unheld = np.zeros_like(self.z)
+        held = hold.of(value, self._unheld[here], z)
+        self._unheld[here] = value
+        return held
 
     def _note(
         self, at: Any, tokens: Ints, data: Floats, hidden: Floats | None, first: int, last: int,
@@ -346,14 +360,14 @@ def padded(tokens: Ints, size: int) -> Ints:
 def runs_of(decisions: Sequence[Decision], num_tokens: int) -> Iterator[tuple[Decision, int, int]]:
     """Decisions by runs of neighbours, samples first .. last - 1, that are one call: their tokens [b, S] padded."""
     kinds = [
-        (decision.event, 0 if decision.tokens is None else bucket(len(decision.tokens), num_tokens))
+        (decision.event, 0 if decision.tokens is None else bucket(len(decision.tokens), num_tokens), decision.hold)
         for decision in decisions
     ]
     first = 0
-    for (event, size), run in groupby(kinds):
+    for (event, size, hold), run in groupby(kinds):
         last = first + len(list(run))
         sets = [padded(d.tokens, size) for d in decisions[first:last] if d.tokens is not None]
-        yield Decision(event, np.stack(sets) if sets else None), first, last
+        yield Decision(event, np.stack(sets) if sets else None, hold=hold), first, last
         first = last
 
 

@@ -8,7 +8,7 @@ import typer
 from runtime.backends.base import BackendName
 from runtime.cache.options import E2CRF, PolicyName, Preset
 from runtime.cache.plan import read_plan
-from runtime.cache.policy import Cache, Reuse, Trigger
+from runtime.cache.policy import UNFITTED, Cache, Trigger
 from runtime.command import say
 from runtime.errors import require
 from runtime.progress import steps_progress
@@ -36,7 +36,7 @@ def sample(
     refresh: Annotated[int | None, typer.Option("--R", help="Full refresh every R steps.")] = None,
     low: Annotated[float | None, typer.Option("--K", help="Lowest frequencies recomputed in between.")] = None,
     low_every: Annotated[int | None, typer.Option(help="How often these are, in steps.")] = None,
-    reuse: Annotated[str | None, typer.Option(help=f"What is reused: {', '.join(Reuse)}.")] = None,
+    reuse: Annotated[str | None, typer.Option(help=f"What is reused: {', '.join(UNFITTED)}.")] = None,
     alpha_prior: Annotated[float | None, typer.Option(help="No network below this signal; 0: off.")] = None,
     max_age: Annotated[int | None, typer.Option(help="No token older than this, in steps.")] = None,
     tau_0: Annotated[float | None, typer.Option("--tau-0", help="e2crf: base threshold of the change.")] = None,

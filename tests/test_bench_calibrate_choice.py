@@ -1,0 +1,352 @@
+"""Which plan a calibration takes: within a budget the cheapest, of several settings the fastest of those as good."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from gaussian_bundle import real_series, write_gaussian_bundle
+from numpy.typing import NDArray
+
+import bench.calibrate
+from bench.calibrate import (
+    CalibrateOptions,
+    Candidate,
+    Score,
+    _Calibration,
+    _fastest,
+    as_good,
+    calibrate,
+    search_settings,
+)
+from bench.contenders import Contender
+from bench.machine import describe_machine
+from bench.pareto import ParetoOptions
+from bench.records import Kind, Record, Row, now, write_records
+from runtime.cache.plan import Plan
+from runtime.errors import OptionError
+from runtime.sampler import Model, load
+from runtime.sde import VP
+from runtime.solvers import Solver
+from tests import calibrating
+from tests.calibrating import SHORTEST, STEPS, calibration
+from tests.tiny import gaussian
+
+exact, correlated = calibrating.exact, calibrating.correlated
+
+
+# Budgets
+
+
+def _restless(model: Model) -> Model:
+    """The same model with a residual that jumps: no two refreshes can stand for it."""
+    exact_run = model.backend.run
+
+    def run(graph: str, feeds: Any) -> dict[str, NDArray[Any]]:
+        t = float(feeds["t"][0])
+        return {"score": exact_run(graph, feeds)["score"] + np.float32(1.5 * np.sign(np.sin(60 * t)))}
+
+    model.backend.run = run  # type: ignore[method-assign]
+    return model
+
+
+def test_a_budget_that_cannot_be_met_is_said_to_be() -> None:
+    model = _restless(gaussian(16, VP(), "frequency").model)
+    plan = calibration(model, budget=0.0, most_refreshes=2).run()
+    told = plan.measured
+    assert not told["met"]
+    assert {entry["passes"] for entry in told["tried"]} == {1.0, 2.0}
+    assert all(entry["held_out"] > 0 for entry in told["tried"])
+    held_out, bar = told["plan_held_out"], told["bar_held_out"]
+    over = max(held_out[name] / bar[name] for name in ("sw_time", "sw_frequency")) - 1
+    assert over == pytest.approx(min(entry["held_out"] for entry in told["tried"]))  # the closest is kept
+
+
+def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_still(
+    monkeypatch: pytest.MonkeyPatch, correlated: Model
+) -> None:
+    told = calibration(correlated, budget=0.05).run().measured
+    assert (told["met"], told["within_budget_of"]) == (True, "many refreshes")
+    search = _Calibration._search
+
+    def far_from_the_bar(self: _Calibration, *arguments: Any) -> tuple[Plan, Score, list[dict[str, Any]]]:
+        plan, _, tried = search(self, *arguments)
+        return plan, Score(9.0, 9.0, 0), tried
+
+    monkeypatch.setattr(_Calibration, "_search", far_from_the_bar)
+    told = calibration(correlated, budget=0.05).run().measured
+    assert (told["met"], told["within_budget_of"]) == (True, "every step computed")
+    told = calibration(_restless(gaussian(16, VP(), "frequency").model), budget=0.0, most_refreshes=2).run().measured
+    assert (told["met"], told["within_budget_of"]) == (False, None)
+
+
+def test_the_way_of_the_bar_stays_among_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search on few samples may drop what is best with many refreshes."""
+    ranked, tried = _Calibration._ranked, list[list[Candidate]]()
+
+    def heard(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
+        tried.append(list(candidates))
+        return ranked(self, candidates, *rest)
+
+    monkeypatch.setattr(_Calibration, "_ranked", heard)
+    calibration(_restless(gaussian(16, VP(), "frequency").model), budget=0.0, most_refreshes=4).run()
+    assert len(tried) == 4
+    assert all(bench.calibrate._BAR in candidates for candidates in tried)
+
+
+def test_what_is_fitted_crowds_no_plain_candidates_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one refresh a fit is best by far; with the many that a stochastic solver may need it need not be."""
+    ranked, tried = _Calibration._ranked, list[int]()
+
+    def heard(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
+        tried.append(sum(not candidate.reuse.is_fitted for candidate in candidates))
+        return ranked(self, candidates, *rest)
+
+    monkeypatch.setattr(_Calibration, "_ranked", heard)
+    model = _restless(gaussian(16, VP(), "frequency").model)
+    calibration(model, solver=Solver.EULER_MARUYAMA, budget=0.0, most_refreshes=4).run()
+    assert len(tried) == 4
+    assert min(tried) >= 8  # as many as go on where nothing is fitted
+
+
+def test_a_larger_budget_is_never_dearer(correlated: Model) -> None:
+    plans = [calibration(correlated, solver=Solver.ANCESTRAL, budget=budget).run() for budget in (0.005, 0.05, 5.0)]
+    passes = [plan.measured["passes"] for plan in plans]
+    assert passes == sorted(passes, reverse=True)
+    assert passes[0] > passes[-1] == 1
+
+
+def test_a_score_is_within_the_budget_in_both_domains_and_of_no_more_diverged() -> None:
+    bar = Score(1.0, 2.0, 1)
+    assert Score(1.1, 2.2, 1).within(bar, 0.1 + 1e-9)
+    assert not Score(1.1, 2.3, 1).within(bar, 0.1 + 1e-9)
+    assert not Score(1.2, 2.0, 1).within(bar, 0.1)
+    assert not Score(1.0, 2.0, 2).within(bar, 0.1)
+    assert Score(0.9, 2.5, 0).over(bar) == pytest.approx(0.25)
+
+
+def test_a_plan_that_smooths_is_no_better_for_its_smaller_distance() -> None:
+    """The slacks are 1 dB and 0.03; what exceeds them counts in tens of dB and as it is."""
+    bar = Score(1.0, 1.0, 0, spectral=3.0, autocorrelation=0.03)
+    assert Score(0.9, 0.9, 0, spectral=3.9, autocorrelation=0.05).within(bar, 0.0)
+    assert not Score(0.9, 0.9, 0, spectral=10.8, autocorrelation=0.05).within(bar, 0.02)
+    assert not Score(0.9, 0.9, 0, spectral=3.0, autocorrelation=0.19).within(bar, 0.02)
+    assert Score(0.9, 0.9, 0, spectral=10.8).over(bar) == pytest.approx(0.68)
+    assert Score(0.9, 0.9, 0, autocorrelation=0.19).over(bar) == pytest.approx(0.13)
+
+
+def _spoilt(model: Model, is_spoilt: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> None:
+    good_run = model.backend.run
+
+    def run(graph: str, feeds: Any) -> dict[str, NDArray[Any]]:
+        score = good_run(graph, feeds)["score"].copy()
+        score[is_spoilt(feeds["z"])] = np.nan
+        return {"score": score}
+
+    model.backend.run = run  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("has_reference", [True, False])
+def test_a_model_that_draws_nan_is_refused_in_a_sentence(tmp_path: Path, has_reference: bool) -> None:
+    np.save(tmp_path / "real.npy", real_series(80, 1))
+    model = load(write_gaussian_bundle(tmp_path / "bundle"), "fake")
+    _spoilt(model, lambda z: np.ones(len(z), np.bool_))
+    with pytest.raises(OptionError, match=r"draws series that are not finite, found '\d+ of \d+'; train longer"):
+        calibration(model, reference=tmp_path / "real.npy" if has_reference else None).run()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_model_that_draws_nan_now_and_then_can_be_calibrated(tmp_path: Path) -> None:
+    model = load(write_gaussian_bundle(tmp_path / "bundle"), "fake")
+    _spoilt(model, lambda z: np.abs(z[:, 5, 0]) > 2.0)
+    assert 0 < model.sample(128, steps=STEPS, solver=Solver.DDIM, cache=None).stats.num_diverged < 64
+    plan = calibration(model).run()
+    assert plan.refreshes
+    assert np.isfinite(plan.surprise).all()
+    assert all(np.isfinite(effect) for _, effect in plan.measured["drift"])
+
+
+# Of several, the fastest
+
+
+@pytest.fixture
+def timed_by_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A race that a plan wins by its passes, not by the weather on this machine."""
+
+    def race_of(rivals: dict[str, Contender], *_: Any) -> Any:
+        passes = {name: one.cache.measured["passes"] for name, one in rivals.items() if isinstance(one.cache, Plan)}
+        return [SimpleNamespace(name=name, median_ms=cost) for name, cost in passes.items()], {}
+
+    monkeypatch.setattr(bench.calibrate, "race_of", race_of)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "best"),
+    [
+        ([(True, 6.0), (True, 4.0), (True, 5.0)], 1),
+        ([(False, 1.0), (True, 9.0), (True, 12.0)], 1),
+        ([(False, 3.0), (False, 2.0), (True, 16.0)], 2),
+        ([(False, 3.0), (False, 2.0), (False, 16.0)], 1),
+    ],
+)
+@pytest.mark.usefixtures("timed_by_passes")
+def test_of_several_the_fastest_that_meets_the_budget_is_taken(
+    exact: Model, monkeypatch: pytest.MonkeyPatch, outcomes: list[tuple[bool, float]], best: int
+) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def run(self: _Calibration) -> Plan:
+        met, passes = outcomes[len(asked)]
+        asked.append((self.steps, self.options.minutes))
+        measured = {"met": met, "passes": passes}
+        return Plan(source_digest="none", steps=self.steps, solver=self.solver, refreshes=(9,), measured=measured)
+
+    monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: exact)
+    monkeypatch.setattr(_Calibration, "run", run)
+    plan = calibrate(CalibrateOptions(Path("none"), steps=(20, 40, 60), minutes=3.0))
+    assert asked == [(20, 1.0), (40, 1.0), (60, 1.0)]  # they share the time
+    assert plan.steps == (20, 40, 60)[best]
+
+
+def test_a_plan_that_is_as_good_as_itself_only_does_not_win() -> None:
+    """Every plan keeps within the budget of its own solver; of a bad solver that says little."""
+
+    def plan(sw_time: float, sw_frequency: float) -> Plan:
+        found = {"plan_held_out": {"sw_time": sw_time, "sw_frequency": sw_frequency}}
+        return Plan(source_digest="none", steps=20, solver=Solver.DDIM, refreshes=(9,), measured=found)
+
+    plans = [plan(1.0, 2.0), plan(1.015, 2.0), plan(1.0, 2.1), plan(9.0, 9.0)]
+    assert as_good(plans, 0.02) == plans[:2]
+    apart = [plan(1.0, 3.0), plan(2.0, 2.0), plan(1.2, 2.4)]  # no plan is best in both domains
+    assert as_good(apart, 0.02) == apart[2:]
+
+
+def test_the_faster_of_two_plans_is_told_by_the_clock(exact: Model) -> None:
+    digest = exact.manifest.source.digest
+    one, many = (
+        Plan(source_digest=digest, steps=400, solver=Solver.DDIM, refreshes=refreshes)
+        for refreshes in ((200,), tuple(range(10, 400)))
+    )
+    assert _fastest(exact, [many, one]) is one
+
+
+@pytest.mark.usefixtures("timed_by_passes")
+def test_solvers_and_steps_are_set_against_each_other(monkeypatch: pytest.MonkeyPatch, correlated: Model) -> None:
+    monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: correlated)
+    solvers = (Solver.DPMPP_2M, Solver.DDIM)
+    both = calibrate(CalibrateOptions(Path("none"), (40, STEPS), solvers, minutes=SHORTEST))
+    alone = [
+        calibration(correlated, solver=solver, steps=(steps,)).run() for solver in solvers for steps in (40, STEPS)
+    ]
+    assert both.measured["met"]
+    assert both.measured["passes"] == min(plan.measured["passes"] for plan in alone if plan.measured["met"])
+
+
+# By the frontier
+
+
+def pareto_record(digest: str, rows: tuple[Row, ...], **changes: Any) -> Record:
+    """A record of the bench's own as `python -m bench.pareto` writes it."""
+    facts = {"source": {"digest": digest}}
+    record = Record(now(), facts, {}, describe_machine(), None, rows, kind=Kind.PARETO)
+    return replace(record, **changes)
+
+
+def way(solver: str, steps: int, ms: float, over: float, grid: str = "uniform", policy: str = "R 9, K 0") -> Row:
+    return Row(f"{solver} {steps}", steps, solver, grid, policy, ms_per_sample=ms, sw_time_over_floor=over,
+               sw_frequency_over_floor=over)  # fmt: skip
+
+
+WAYS = (
+    way("ancestral", 1000, 900.0, 1.0, policy="every step"),  # uncached
+    way("dpmpp_2m", 4, 1.0, 2.0),  # on the frontier, too short for a plan
+    way("dpmpp_2m", 16, 2.0, 1.5, "logsnr"),
+    way("ddim", 100, 4.0, 1.2),
+    way("ddim", 100, 3.0, 1.6),  # 1.07 over the frontier
+    way("ancestral", 100, 5.0, 1.26),  # 1.05
+    way("euler_maruyama", 250, 5.0, 1.32),  # 1.10
+    Row("ddim 50", 50, "ddim", "uniform", ms_per_sample=1.5),  # not finite, so not judged
+    Row("real series (floor)", sw_time_over_floor=1.0, sw_frequency_over_floor=1.0),
+)
+
+
+def test_the_settings_of_a_search_are_those_nearest_the_frontier() -> None:
+    record = pareto_record("0", WAYS)
+    assert search_settings(record) == (
+        ("dpmpp_2m", 16, "logsnr"),
+        ("ddim", 100, "uniform"),
+        ("ancestral", 100, "uniform"),
+    )
+    with pytest.raises(OptionError, match=r"a way of at least 10 steps .* found \['dpmpp_2m 4'\]; calibrate without"):
+        search_settings(replace(record, rows=WAYS[1:2]))
+
+
+@pytest.fixture
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CalibrateOptions, list[tuple[Any, ...]]]:
+    """Options of a search, and the settings that are calibrated for them."""
+    np.save(tmp_path / "real.npy", real_series(80, 1))
+    folder, asked = write_gaussian_bundle(tmp_path / "bundle"), list[tuple[Any, ...]]()
+
+    def run(self: _Calibration) -> Plan:
+        asked.append((self.solver, self.steps, self.grid, self.options.minutes))
+        measured = {"met": False, "passes": len(asked)}
+        return Plan(source_digest="none", steps=self.steps, solver=self.solver, refreshes=(9,), measured=measured)
+
+    monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: load(bundle, "fake"))
+    monkeypatch.setattr("bench.pareto.load", lambda bundle, **options: load(bundle, "fake"))
+    monkeypatch.setattr(_Calibration, "run", run)
+    options = CalibrateOptions(folder, search=True, reference=tmp_path / "real.npy", minutes=3.0)
+    return options, asked
+
+
+def test_a_search_reads_the_record_of_the_bundle(
+    searched: tuple[CalibrateOptions, list[tuple[Any, ...]]],
+) -> None:
+    options, asked = searched
+    write_records(options.bundle / "reports/pareto.json", [pareto_record("0" * 64, WAYS[2:4])])
+    calibrate(options)
+    assert asked == [("dpmpp_2m", 16, "logsnr", 1.5), ("ddim", 100, "uniform", 1.5)]  # they share the time
+
+
+def test_a_search_without_a_record_of_this_machine_looks_roughly_itself(
+    searched: tuple[CalibrateOptions, list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, asked = searched
+    found: list[ParetoOptions] = []
+
+    def pareto(options: ParetoOptions, progress: Any) -> Record:
+        found.append(options)
+        return pareto_record("0" * 64, WAYS[3:4])
+
+    monkeypatch.setattr(bench.calibrate, "pareto", pareto)
+    calibrate(options)
+    elsewhere = replace(describe_machine(), cpu="another one")
+    write_records(options.bundle / "reports/pareto.json", [pareto_record("0" * 64, WAYS[2:3], machine=elsewhere)])
+    calibrate(options)
+    assert asked == [("ddim", 100, "uniform", 1.5)] * 2  # the search has had half of the time
+    assert {(one.rough_only, one.minutes, one.reference) for one in found} == {(True, 3.0, options.reference)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": {"source": {"digest": "1" * 64}}}, "must be a pareto record of the checkpoint 0{12}.* of its "
+                                                      "bundle, found 'pareto of 1{12}.*'; run `python -m bench"),
+        ({"kind": Kind.BENCH}, "found 'bench of 0{12}"),
+    ],
+)  # fmt: skip
+def test_a_search_refuses_a_record_of_something_else(
+    searched: tuple[CalibrateOptions, list[tuple[Any, ...]]], change: dict[str, Any], says: str
+) -> None:
+    options, _ = searched
+    write_records(options.bundle / "reports/pareto.json", [pareto_record("0" * 64, WAYS, **change)])
+    with pytest.raises(OptionError, match=says):
+        calibrate(options)
+
+
+def test_a_search_needs_a_record_or_real_series(searched: tuple[CalibrateOptions, list[tuple[Any, ...]]]) -> None:
+    with pytest.raises(OptionError, match=r"a search needs real series, found none .* name them with --reference"):
+        calibrate(replace(searched[0], reference=None))
