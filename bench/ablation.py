@@ -22,26 +22,22 @@ the steps as curves. The claims are among its options, as `claims`.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from bench.contenders import Contender, Progress, Way
-from bench.latency import RaceOptions
-from bench.machine import describe_machine
-from bench.quality import QualityOptions
-from bench.records import Chart, Curve, Kind, Record, Row, write_records
+from bench import sweep
+from bench.contenders import Progress
+from bench.records import Chart, Curve, Kind, Record, Row, plain
 from bench.reference import Reference
-from bench.report import markdown_grid, milliseconds, number, progress_on_terminal
-from bench.rows import REPORTS, judged, record_of, timed, yardstick
-from bench.words import Named, opened, words_for
+from bench.report import markdown_grid, milliseconds, number
+from bench.words import Named, words_for
 from runtime.cache.options import E2CRF, Preset
 from runtime.cache.policy import Trigger
-from runtime.errors import OptionError, require
+from runtime.errors import OptionError
 from runtime.sampler import DEFAULT_SOLVER, DEFAULT_STEPS, Model, Samples
 from runtime.verbs.shared import Json
 
@@ -52,26 +48,17 @@ _MOST_POINTS = 200  # of a curve
 _THIRDS = 3
 
 
-@dataclass(frozen=True)
-class AblationOptions:
+@dataclass(frozen=True, kw_only=True)
+class AblationOptions(sweep.SweepOptions):
     """What is taken apart, and on how much."""
 
     preset: str = Preset.PAPER
     reuse: str | None = None  # None: features, as published
     alpha_prior: float | None = None  # None: no prior phase, as published
     only: str | None = None  # one ablation beside the baseline
-    num_samples: int = 64
-    steps: int = DEFAULT_STEPS
-    solver: str = DEFAULT_SOLVER
-    seed: int = 0
-    sampling_batch: int = 64  # for quality
-    batch_size: int = 1  # for cost
-    rounds: int = 2  # of timing; 0: none
-    quality: QualityOptions = field(default_factory=QualityOptions)
 
     def __post_init__(self) -> None:
-        require(self.rounds >= 0, "rounds must not be negative", self.rounds, "0 times nothing")
-        require(self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "64 is the default")
+        super().__post_init__()
         known = ablations(self.full)
         if self.only is not None and self.only not in known:
             raise OptionError(f"unknown ablation {self.only!r}; the known ones are {', '.join(known)}")
@@ -106,22 +93,14 @@ def ablate(
     progress: Progress = lambda doing, share: None,
 ) -> Record:
     """Run the ablations, the baseline always first; an `OptionError` for a policy that the model cannot do."""
-    machine = describe_machine()  # before this adds its own load
-    uncached = Contender(Way.UNCACHED, model, None, options.steps, options.solver, options.seed)
-    rivals = {
-        name: uncached if cache is None else replace(uncached, way=Way.INTERVAL, cache=cache)
+    caches = {
+        name: cache
         for name, cache in ablations(options.full).items()
         if options.only in (None, name) or name == BASELINE
     }
-    by = yardstick(reference, options.num_samples, options.quality)
-    rows, curves = list[Row](), list[Curve]()
-    for row, drawn in judged(rivals, by, options.num_samples, options.sampling_batch, progress):
-        rows.append(row)
-        curves += curves_of(row.rival, drawn)
-    race = RaceOptions(options.rounds) if options.rounds else None
-    rows = timed(rows, rivals, options.batch_size, race, progress)
-    facts = asdict(options) | {"full": asdict(options.full), "claims": claims(rows, curves)}
-    return replace(record_of(Kind.ABLATION, model, facts, machine, rows), curves=tuple(curves))
+    record = sweep.over(Kind.ABLATION, model, reference, caches, options, progress, curves_of)
+    facts = {"full": asdict(options.full), "claims": claims(record.rows, record.curves)}
+    return replace(record, options=record.options | plain(facts))
 
 
 def curves_of(name: str, drawn: Samples) -> list[Curve]:
@@ -193,18 +172,18 @@ def markdown_of(record: Record) -> str:
 
 def main(
     model: Named,
-    reference: Annotated[str | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
     only: Annotated[str | None, typer.Option(help="One ablation by its name.")] = None,
     preset: Annotated[str, typer.Option(help=f"Published set: {', '.join(Preset)}.")] = Preset.PAPER,
     reuse: Annotated[str | None, typer.Option(help="What is reused; default: features, as published.")] = None,
     alpha_prior: Annotated[float | None, typer.Option(help="Prior phase; default: none, as published.")] = None,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n")] = 64,
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = DEFAULT_STEPS,
-    solver: Annotated[str, typer.Option(help="Solver.")] = DEFAULT_SOLVER,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    rounds: Annotated[int, typer.Option(help="Rounds of timing, in turn; 0: none.")] = 2,
-    threads: Annotated[int | None, typer.Option(help="Threads within one operator.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File of the record; default: in the bundle's reports.")] = None,
+    reference: sweep.RealSeries = None,
+    num_samples: sweep.NumSamples = AblationOptions.num_samples,
+    steps: sweep.Steps = DEFAULT_STEPS,
+    solver: sweep.SolverName = DEFAULT_SOLVER,
+    seed: sweep.Seed = 0,
+    rounds: sweep.Rounds = AblationOptions.rounds,
+    threads: sweep.Threads = None,
+    out: sweep.RecordFile = None,
     as_json: Json = False,
 ) -> None:
     """Take the published policy apart and measure each part.
@@ -213,13 +192,10 @@ def main(
     """
     words = words_for(model, num_samples, steps, seed, solver)
     options = AblationOptions(
-        preset, reuse, alpha_prior, only, words.num_samples, words.num_diffusion_steps, words.solver,
-        words.random_seed, rounds=rounds,
+        preset=preset, reuse=reuse, alpha_prior=alpha_prior, only=only, num_samples=words.num_samples,
+        steps=words.num_diffusion_steps, solver=words.solver, seed=words.random_seed, rounds=rounds,
     )  # fmt: skip
-    with opened(words.model_id, reference, threads) as (bundle, real), progress_on_terminal() as progress:
-        record = ablate(bundle, real, options, progress)
-        assert bundle.bundle is not None
-        write_records(out or bundle.bundle / REPORTS / RECORD_FILE, [record])
+    record = sweep.run(ablate, options, words.model_id, reference, threads, out, RECORD_FILE)
     print(record.to_line() if as_json else markdown_of(record))
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.forms import Form
 from bench.latency import RaceOptions, Rival, race
 from bench.machine import num_usable_cores
 from export.checkpoint import Checkpoint, checkpoint_of
@@ -37,14 +37,6 @@ from train.networks import ScoreNet, TransformerScore
 
 _PASSES = 2  # of the network in one turn of a trial
 _TRIAL = RaceOptions(rounds=5, turn_s=0.03, settle_s=0.01, between_s=0.0)
-
-
-class Form(StrEnum):
-    """What PyTorch runs."""
-
-    EAGER = "eager"
-    COMPILED = "compiled"
-    KV = "keys and values"  # eager, any tokens against the cached rest
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,21 @@
     found.record.rows, found.record.failures
 
 *Cost*: all rivals sample trajectories of one batch, turn by turn (`latency`), from noise to series. PyTorch (eager and
-compiled) and the split graphs take part in it uncached and with the cache.
+compiled), the split graphs and, where there is a GPU, all backends that open on it (`on_gpu`) take part in it uncached
+and with the cache.
 *Quality*: each way of sampling draws `num_samples` series from the same noise, which are judged against
 real ones (`quality`); two rows of real series stand below as yardsticks. A way that asks the network at most steps
 draws as many as the uncached one, since a thousand of them take hours at the published size; the loss is taken
 over as many of the cached ones.
 
-PyTorch and the split graphs draw what the `step` graph draws: their paired error says how nearly, in the batch that is
-timed, and their quality is that of the row they are the same as. Without a checkpoint there is no PyTorch row and
-the uncached row comes first.
+These twins draw what the `step` graph draws: their paired error says how nearly, in the batch that is timed, and their
+quality is that of the row they are the same as. Without a checkpoint there is no PyTorch row and the uncached row comes
+first; on a GPU engines take part if they were built, and what does not open says why in the notes.
 
 "Fewer steps" is the honest rival: no reuse, a closed-form prior phase, and a coarse time grid. It stands with as many
-passes as the cached row, by every solver in its best grid, and with as few as it needs to be as good, by the best two
-of them, looked for up to four times the passes. A cache has to beat both to be worth having. The other rivals are told
-in `contenders`.
+passes as the cached row, by every solver in its best grid, and with as few as it needs to be as good (in sliced
+Wasserstein, spectrum and autocorrelation), by the best two of them, looked for up to four times the passes and at least
+eight. A cache has to beat both to be worth having. The other rivals are told in `contenders`.
 """
 
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from bench.contenders import (
     Progress,
     Way,
     each_solver,
-    fewer_steps,
+    in_best_prior,
     miss_from,
     open_pytorch,
     prior_of,
@@ -47,9 +48,11 @@ from bench.curves import (
     series_curves,
     spectrum_curves,
 )
+from bench.forms import Form
 from bench.gate import failures_of
 from bench.latency import RaceOptions, Rival, Timing, race
 from bench.machine import describe_machine
+from bench.on_gpu import OnGpu
 from bench.quality import Quality, QualityOptions, floor, judge, loss, mean_sample, paired_error
 from bench.records import Curve, Kind, Record, Row, Stages, write_records
 from bench.reference import Part, Reference, Series, read_reference
@@ -57,6 +60,7 @@ from bench.rows import FLOOR, MEAN_SAMPLE, REPORTS, figures_of, record_of, row_o
 from bench.stages import stages_apart
 from bench.startup import StartOptions, Starts, measure_starts
 from bench.steps import step_costs_apart
+from engines.gpu import visible_gpu
 from runtime.backends.base import BackendName
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
@@ -67,7 +71,8 @@ from runtime.score import Graphs
 from runtime.solvers import Solver, TimeGrid
 
 RECORD_FILE = "bench.json"
-_PYTORCH = ("eager", "compiled")  # forms of `baseline.Form`, the first of them the one that speed-ups are over
+_LEAST_SEARCH = 8  # passes up to which a rival of equal quality is looked for, however few the cache takes
+_PYTORCH = (Form.EAGER, Form.COMPILED)  # speed-ups are over the first
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class CompareOptions:
     uncached: Path | None = None  # uncached samples drawn before, by `e2crf sample --uncached`
     num_uncached: int | None = None  # of them uncached; None: as many
     num_search: int = 128  # at most, for finding the rival of equal quality
-    equal_within: float = 0.02  # a rival is as good if its distance is larger by no more than this share
-    most_passes: int = 32  # of a rival of equal quality; also not more than four times the cache's
+    equal_within: float = 0.02  # a rival is as good if it misses by no more than this share (`contenders.miss_from`)
+    most_passes: int = 32  # of a rival of equal quality; nor more than four times the cache's, or eight
     sampling_batch: int = 64  # for quality
     batch_size: int = 1  # for cost
     steps: int = 1000
@@ -143,7 +148,7 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         cached = bench.draw(cached_first)
         rivals = [bench.draw(rival) for rival in bench.rivals(cached, first, opened)]
         twins = bench.twins(uncached, cached, opened)
-        timings, rounding = bench.time([uncached, cached, *rivals], twins)
+        raced = bench.time([uncached, cached, *rivals], twins)
         few = len(uncached.series)
         alike = judge(cached.series[:few], reference, options.quality)  # as many as uncached ones
         without = bench.without_reuse(cached, few)
@@ -151,11 +156,11 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
     progress("timing: steps", 0.0)
     costs = step_costs_apart(options.bundle, options.backend, options.threads, options.batch_size)
     starts = bench.starts()
-    paired = dict(rounding)
+    paired = dict(raced.rounding)
     if cached.contender.solver == options.solver:  # from the same noise
         paired[cached.contender.name] = paired_error(cached.series[:few], uncached.series, reference)
     yardsticks = bench.yardsticks()
-    rows = _rows([uncached, cached, *rivals], twins, timings, paired, yardsticks)
+    rows = _rows([uncached, cached, *rivals], twins, raced, paired, yardsticks)
     facts = asdict(replace(options, cache=Auto.AUTO)) | {"cache": chosen.facts}
     record = replace(
         record_of(Kind.BENCH, model, facts, machine, rows),
@@ -167,7 +172,7 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         starts=starts.starts,
         curves=curves,
         recomputed=recomputed_of(cached.drawn.stats),
-        notes=(*twins.missing, *starts.missing),
+        notes=tuple(dict.fromkeys((*twins.missing, *starts.missing))),
         failures=failures_of(alike, uncached.quality, yardsticks[MEAN_SAMPLE], options.max_sw_loss, without),
     )
     write_records(options.bundle / REPORTS / RECORD_FILE, [record])
@@ -194,12 +199,21 @@ class _Drawn:
 
 @dataclass
 class _Twins:
-    """The same ways of sampling on PyTorch and the split graphs, whose samples are not judged again."""
+    """The same ways of sampling on PyTorch, the split graphs and a GPU, whose samples are not judged again."""
 
     of_uncached: list[Contender] = field(default_factory=list)
     of_cached: list[Contender] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)  # that PyTorch runs under
     missing: list[str] = field(default_factory=list)  # sentences: what could not be opened, and why
+
+
+@dataclass(frozen=True)
+class _Raced:
+    """What the race found, by the name of a contender."""
+
+    timings: list[Timing]
+    rounding: dict[str, float]  # paired errors of the twins, in the batch that was timed
+    network_shares: dict[str, float]  # of the time, in network calls
 
 
 @dataclass(frozen=True)
@@ -235,7 +249,7 @@ class _Bench:
         ranked = [contender for _, contender in tried]
         best = replace(ranked[0], way=Way.FEWER)
         yield best
-        if (as_good := self._as_good(cached.contender, tried, miss)) is not None:
+        if (as_good := self._as_good(tried, miss)) is not None:
             yield as_good
         yield from ranked[1:]
         found = rivals_of(cached.contender, passes, first, best, miss, options.threads)
@@ -243,21 +257,20 @@ class _Bench:
             if not (options.quick and rival.way.has_own_cost):
                 yield rival
 
-    def _as_good(self, cached: Contender, tried: list[tuple[float, Contender]], miss: Miss) -> Contender | None:
-        """The cheapest of few steps that is as good as the cache, None if none is at up to four times its passes."""
+    def _as_good(self, tried: list[tuple[float, Contender]], miss: Miss) -> Contender | None:
+        """The cheapest of few steps that is as good as the cache, None if none is (see `most_passes`)."""
         options, bar = self.options, 1 + self.options.equal_within
         least = round(_passes_of(tried[0][1]))
-        for passes in _counts_from(least, min(options.most_passes, 4 * least)):
+        for passes in _counts_from(least, min(options.most_passes, max(4 * least, _LEAST_SEARCH))):
             if passes > least:  # the best two of them go on
-                again = [fewer_steps(cached, Solver(one.solver), TimeGrid(one.grid), passes, prior_of(one))
-                         for _, one in tried[:2]]  # fmt: skip
-                tried = sorted([(miss(one), one) for one in again], key=lambda pair: pair[0])
+                again = [in_best_prior(one, passes, miss, only_near=True) for _, one in tried[:2]]
+                tried = sorted(again, key=lambda pair: pair[0])
             if tried[0][0] <= bar:
                 return replace(tried[0][1], way=Way.FEWER_AS_GOOD)
         return None
 
     def twins(self, uncached: _Drawn, cached: _Drawn, opened: ExitStack) -> _Twins:
-        """PyTorch, eager and compiled, and the split graphs, uncached and with the cache, where they run."""
+        """PyTorch in its forms, the split graphs and a GPU's backends, uncached and with the cache, where they run."""
         first, cached_first, twins = uncached.contender, cached.contender, _Twins()
         model, options, work = first.model, self.options, cached.drawn.stats.work
         whole = work.tokens == work.full_tokens
@@ -274,27 +287,51 @@ class _Bench:
                 if whole:
                     twins.of_cached.append(replace(cached_first, model=pytorch.model))
         if not whole and options.checkpoint is not None:  # a few tokens, against the cached rest
-            keeps = opened.enter_context(open_pytorch(options.checkpoint, model, options.batch_size, "keys and values"))
+            keeps = opened.enter_context(open_pytorch(options.checkpoint, model, options.batch_size, Form.KV))
             assert keeps is not None
             twins.of_cached.append(replace(cached_first, model=keeps.model))
         if "embed" in model.manifest.graphs and model.backend.name == BackendName.ONNXRUNTIME:
             split = Model(model.manifest, model.backend, graphs=Graphs.SPLIT)
             twins.of_uncached.append(replace(first, model=split))
             twins.of_cached.append(replace(cached_first, model=split))
+        if options.backend != BackendName.FAKE and visible_gpu() is not None:
+            self._add_gpu(twins, first, cached_first, opened)
         return twins
 
-    def time(self, drawn: list[_Drawn], twins: _Twins) -> tuple[list[Timing], dict[str, float]]:
-        """Race all ways of sampling, PyTorch first; also the paired errors of the twins, by name."""
+    def _add_gpu(self, twins: _Twins, uncached: Contender, cached: Contender, opened: ExitStack) -> None:
+        """What opens on the GPU and draws a batch each way; of the rest why it does not."""
+        bundle, size = self.options.bundle, self.options.batch_size
+        for backend in OnGpu:
+            if backend == uncached.model.backend.name:
+                continue
+            self.progress(f"preparing: {backend}", 0.0)
+            with ExitStack() as tried:
+                try:
+                    model = tried.enter_context(backend.open(bundle))
+                    on_gpu = replace(uncached, model=model), replace(cached, model=model)
+                    for one in (replace(on_gpu[0], steps=2), on_gpu[1]):
+                        one.draw(size, size)
+                except Exception as error:  # drivers and the libraries over them raise types of their own
+                    kind = "" if isinstance(error, BackendError) else f"{type(error).__name__}: "
+                    said = " ".join(str(error).replace(str(bundle), bundle.name).split())
+                    twins.missing.append(f"{backend}: {kind}{said}")
+                    continue
+                opened.enter_context(tried.pop_all())
+            twins.of_uncached.append(on_gpu[0])
+            twins.of_cached.append(on_gpu[1])
+
+    def time(self, drawn: list[_Drawn], twins: _Twins) -> _Raced:
+        """Race all ways of sampling, PyTorch first."""
         uncached, cached, *rivals = (one.contender for one in drawn)
         originals = {one.name: uncached for one in twins.of_uncached} | {one.name: cached for one in twins.of_cached}
         lineup = [*twins.of_uncached, uncached, cached, *twins.of_cached, *rivals]
         size, turns = self.options.batch_size, count()
         num_turns = len(lineup) * (self.options.race.warmups + self.options.race.rounds)
-        last: dict[str, tuple[Series, int]] = {}
+        last: dict[str, tuple[Samples, int]] = {}
 
         def rival(one: Contender) -> Rival:
             def sample(steps: int) -> None:
-                last[one.name] = replace(one, steps=steps).draw(size, size).series, steps
+                last[one.name] = replace(one, steps=steps).draw(size, size), steps
 
             return Rival(one.name, sample, one.steps, size, is_uniform=one.cache is None)
 
@@ -304,10 +341,11 @@ class _Bench:
         timings = race([rival(one) for one in lineup], self.options.race, on_turn=tell)
         rounding = {}
         for name, original in originals.items():
-            series, steps = last[name]
+            found, steps = last[name]
             same = replace(original, steps=steps).draw(size, size).series
-            rounding[name] = paired_error(series, same, self.reference)
-        return timings, rounding
+            rounding[name] = paired_error(found.series, same, self.reference)
+        shares = {name: found.stats.work.seconds / found.stats.seconds for name, (found, _) in last.items()}
+        return _Raced(timings, rounding, shares)
 
     def without_reuse(self, cached: _Drawn, n: int) -> Quality | None:
         """The same prior phase and the network at every later step, for the gate; None where there is no gate."""
@@ -388,7 +426,7 @@ def _counts_from(least: int, most: int) -> list[int]:
 def _rows(
     drawn: list[_Drawn],
     twins: _Twins,
-    timings: list[Timing],
+    raced: _Raced,
     paired: dict[str, float],
     yardsticks: dict[str, Quality],
 ) -> list[Row]:
@@ -400,5 +438,12 @@ def _rows(
     for contenders, original in ((twins.of_uncached, uncached), (twins.of_cached, cached)):
         for one in contenders:
             rows[one.name] = replace(original, rival=one.name, cache_bytes=None, same_as=original.rival)
-    found = [replace(with_time(rows[timing.name], timing), paired_error=paired.get(timing.name)) for timing in timings]
+    found = [
+        replace(
+            with_time(rows[timing.name], timing),
+            paired_error=paired.get(timing.name),
+            network_share=raced.network_shares[timing.name],
+        )
+        for timing in raced.timings
+    ]
     return [*found, *(Row(name, **figures_of(quality, level)) for name, quality in yardsticks.items())]

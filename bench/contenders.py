@@ -6,13 +6,16 @@ only the network behind it, the cache, the solver and the number of steps differ
 What a cache is set against, each in the best form that was found for it:
 
 - *fewer steps*: no reuse, the same closed-form prior phase, a coarse time grid; by every solver in its best grid.
+- *plan without its fit*: the same refreshes, the residual held or extrapolated as it is.
 - *Taylor* (`taylor.py`): what TaylorSeer and cache-dit do, at a constant interval, and friendlier at the plan's steps.
 - *K/V only* (`kv_only.py`): what the published E2-CRF code does at every step; also put into the few-step rival.
 - *published E2-CRF*: its README's parameters over stale features, no prior phase. *Stale features* is its friendlier
   form, at the plan's steps.
 - *fixed interval*: this cache without a calibrated schedule.
 
-All of them take as many passes as the cached row, but for those that cannot: `Way.has_own_cost`.
+All of them take as many passes as the cached row, but for those that cannot: `Way.has_own_cost`. The best form is the
+one that misses least (`miss_from`): few steps of some solvers draw series that are too smooth, which sliced Wasserstein
+hardly sees, so that a rival has to hold the median spectrum and the autocorrelation, too.
 """
 
 import math
@@ -27,8 +30,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.forms import Form
 from bench.quality import QualityOptions, judge
 from bench.reference import Reference, Series
+from bench.spectra import excess
 from bench.taylor import TaylorBackend
 from bench.whole_steps import WholeSteps
 from runtime.backends.base import BackendName
@@ -53,6 +58,7 @@ class Way(StrEnum):
     FEWER = "fewer steps"  # of as many passes
     FEWER_AS_GOOD = "fewer steps, as good"
     FEWER_EACH = "fewer steps of"  # one solver, which the name of the row goes on with
+    UNFITTED = "plan without its fit"
     INTERVAL = "fixed interval"
     STALE = "stale features"  # at the plan's steps
     TAYLOR = "Taylor, order 1"
@@ -118,7 +124,8 @@ class Contender:
 Miss = Callable[[Contender], float]  # how far what a contender draws is from real series; smaller is better
 FEW_STEP_SOLVERS = tuple(product(Solver, TimeGrid))
 ROUGHLY = QualityOptions(num_directions=256, num_resamples=1, interval_directions=1)  # to compare, without intervals
-_PRIORS, _LARGEST_PRIOR = (0.5, 1.5), 0.9  # prior phases that few steps try, by that of the cached one
+_PRIORS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75)  # prior phases that rivals try, beside that of the cached one
+_USUAL_PRIOR = 0.45  # the one of them that few steps do best in, on most models
 TAYLOR_STEPS = 50  # of the originals' samplers; as many as in the cached row are tried too
 
 
@@ -157,13 +164,14 @@ def _signals(model: Model, steps: int, grid: TimeGrid) -> list[float]:
     return [step.signal for step in steps_of(process, time_grid(grid, process, steps, diffusion.eps))]
 
 
-def fixed_interval(cached: Contender, passes: float, reuse: Reuse | None = None) -> Contender:
-    """A constant interval without low frequencies, of as many passes, rounded up; reuse as cached unless given."""
-    alpha_prior, cache = prior_of(cached), cached.cache
+def fixed_interval(
+    cached: Contender, passes: float, reuse: Reuse = Reuse.RESIDUAL, alpha_prior: float | None = None
+) -> Contender:
+    """A constant interval without low frequencies, of as many passes, rounded up, in its prior phase or another."""
+    alpha_prior = prior_of(cached) if alpha_prior is None else alpha_prior
     num_network = sum(signal >= alpha_prior for signal in _signals(cached.model, cached.steps, TimeGrid(cached.grid)))
     R = max(1, -(-num_network // whole_passes(passes)))
-    chosen = reuse or (Reuse.RESIDUAL if cache is None else Reuse(cache.reuse))
-    return replace(cached, way=Way.INTERVAL, cache=E2CRF(R=R, K=0, alpha_prior=alpha_prior, reuse=chosen))
+    return replace(cached, way=Way.INTERVAL, cache=E2CRF(R=R, K=0, alpha_prior=alpha_prior, reuse=reuse))
 
 
 def stale_features(cached: Contender) -> Contender:
@@ -172,9 +180,9 @@ def stale_features(cached: Contender) -> Contender:
 
 
 def _reusing(cached: Contender, way: Way, reuse: Reuse) -> Contender:
-    """The same schedule, without the guard, which knows only the error of what was calibrated."""
+    """The same schedule, without guard and fit, which know only what was calibrated."""
     if isinstance(cached.cache, Plan):
-        return replace(cached, way=way, cache=replace(cached.cache, reuse=reuse, surprise=()))
+        return replace(cached, way=way, cache=replace(cached.cache, reuse=reuse, fit=(), surprise=()))
     assert isinstance(cached.cache, E2CRF)
     return replace(cached, way=way, cache=replace(cached.cache, reuse=reuse))
 
@@ -184,7 +192,8 @@ def miss_from(
 ) -> Miss:
     """How far a contender's samples are from real series, over how far the target's are, as many of them.
 
-    The larger ratio of both domains, roughly; infinite where fewer than two samples are finite.
+    The largest ratio of sliced Wasserstein in either domain, roughly, or 1 and what median spectrum or autocorrelation
+    lose beyond their slack (`spectra.excess`); infinite where fewer than two samples are finite.
     """
     aim = judge(target, reference, ROUGHLY)
 
@@ -194,7 +203,11 @@ def miss_from(
         if np.isfinite(series).all(axis=(1, 2)).sum() < 2:
             return math.inf
         found = judge(series, reference, ROUGHLY)
-        return max(found.time.sliced / aim.time.sliced, found.frequency.sliced / aim.frequency.sliced)
+        return max(
+            found.time.sliced / aim.time.sliced,
+            found.frequency.sliced / aim.frequency.sliced,
+            1.0 + excess((found.spectral, found.autocorrelation), (aim.spectral, aim.autocorrelation)),
+        )
 
     return miss
 
@@ -202,28 +215,42 @@ def miss_from(
 def each_solver(cached: Contender, passes: int, miss: Miss) -> list[tuple[float, Contender]]:
     """Fewer steps at equal passes by every solver, each in the time grid that misses least, and by how much.
 
-    The two best of them may also choose a prior phase: that of the cached one was calibrated for its cache.
+    The prior phase of the cached one was calibrated for its cache: all try one other, the two best of them every one.
     """
-
-    def rival(solver: str, grid: str, alpha_prior: float) -> Contender:
-        few = fewer_steps(cached, Solver(solver), TimeGrid(grid), passes, alpha_prior)
-        return replace(few, way=Way.FEWER_EACH)
-
-    alpha = prior_of(cached)
-    best = [_best([rival(solver, grid, alpha) for grid in TimeGrid], miss) for solver in Solver]
-    others = {min(factor * alpha, _LARGEST_PRIOR) for factor in _PRIORS} - {alpha}
+    priors = (prior_of(cached), _USUAL_PRIOR)
+    best = [
+        _best([fewer_steps(cached, solver, grid, passes, alpha) for grid in TimeGrid for alpha in priors], miss)
+        for solver in Solver
+    ]
     for index in sorted(range(len(best)), key=lambda i: best[i][0])[:2]:
-        one = best[index][1]
-        changed = [_best([rival(one.solver, one.grid, other)], miss) for other in sorted(others)]
-        best[index] = min([best[index], *changed], key=lambda pair: pair[0])
-    return best
+        best[index] = in_best_prior(best[index][1], passes, miss)
+    return [(found, replace(one, way=Way.FEWER_EACH)) for found, one in best]
+
+
+def in_best_prior(few: Contender, passes: int, miss: Miss, *, only_near: bool = False) -> tuple[float, Contender]:
+    """A way of taking few steps with so many passes, in the prior phase that misses least, and by how much.
+
+    With `only_near` the prior phases next to its own are tried, else all of them.
+    """
+    priors = _priors(few)
+    if only_near:
+        own = priors.index(prior_of(few))
+        priors = priors[max(0, own - 1) : own + 2]
+    return _best([fewer_steps(few, Solver(few.solver), TimeGrid(few.grid), passes, alpha) for alpha in priors], miss)
+
+
+def _priors(one: Contender) -> list[float]:
+    """The prior phases that rivals try, and that of this one."""
+    return sorted({*_PRIORS, prior_of(one)})
 
 
 def _best(rivals: Sequence[Contender], miss: Miss) -> tuple[float, Contender]:
     return min(((miss(rival), rival) for rival in rivals), key=lambda pair: pair[0])
 
 
-def taylor(cached: Contender, passes: int, steps: int, order: int, *, of_noise: bool) -> Contender:
+def taylor(
+    cached: Contender, passes: int, steps: int, order: int, *, of_noise: bool, alpha_prior: float | None = None
+) -> Contender:
     """Full steps at a constant interval after the prior phase, a Taylor expansion of the score or noise in between.
 
     The interval is constant but for rounding, so that no pass is lost to it.
@@ -231,7 +258,7 @@ def taylor(cached: Contender, passes: int, steps: int, order: int, *, of_noise: 
     The originals compute the first two or three steps besides. At so few passes that costs them more than it
     gives (a difference over one step of a thousand is mostly rounding), so it is left out.
     """
-    grid, alpha_prior = TimeGrid(cached.grid), prior_of(cached)
+    grid, alpha_prior = TimeGrid(cached.grid), prior_of(cached) if alpha_prior is None else alpha_prior
     signals = _signals(cached.model, steps, grid)
     first = next((i for i, signal in enumerate(signals) if signal >= alpha_prior), steps - 1)
     computed = tuple(sorted({k * (steps - first) // passes for k in range(passes)}))
@@ -257,15 +284,21 @@ def rivals_of(
     `plain` is the uncached contender, `few` the best of fewer steps at equal passes, `miss` what the variants of one
     rival are chosen by. What needs a transformer in fp32 on ONNX Runtime, or K/V, is left out where there is none.
     """
-    count = whole_passes(passes)
+    count, priors = whole_passes(passes), _priors(cached)
     modes = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
-    rivals = [_best([fixed_interval(cached, passes, reuse) for reuse in modes], miss)[1], stale_features(cached)]
-    for order in (1, 2) if count > 2 else (1,):  # a second difference takes three values
-        pairs = product(sorted({TAYLOR_STEPS, cached.steps}), (False, True))
-        tried = [taylor(cached, count, steps, order, of_noise=of_noise) for steps, of_noise in pairs]
+    rivals = []
+    if isinstance(cached.cache, Plan) and cached.cache.fit:
+        rivals.append(_best([_reusing(cached, Way.UNFITTED, reuse) for reuse in modes], miss)[1])
+    pairs = product(modes, priors)
+    rivals.append(_best([fixed_interval(cached, passes, reuse, alpha) for reuse, alpha in pairs], miss)[1])
+    rivals.append(stale_features(cached))
+    for order in range(1, min(count, 3)):  # a first difference takes two values
+        ways = product(sorted({TAYLOR_STEPS, cached.steps}), (False, True), priors)
+        tried = [taylor(cached, count, steps, order, of_noise=noise, alpha_prior=alpha) for steps, noise, alpha in ways]
         rivals.append(_best(tried, miss)[1])
-    linear = (Reuse.FEATURE_LINEAR, Reuse.NOISE_LINEAR)
-    rivals.append(_best([_reusing(cached, Way.TAYLOR_PLANNED, reuse) for reuse in linear], miss)[1])
+    if count > 1:
+        linear = (Reuse.FEATURE_LINEAR, Reuse.NOISE_LINEAR)
+        rivals.append(_best([_reusing(cached, Way.TAYLOR_PLANNED, reuse) for reuse in linear], miss)[1])
     model = cached.model
     with ExitStack() as opened:
         if model.bundle is not None and can_keep_kv(model):
@@ -295,13 +328,13 @@ def can_keep_kv(model: Model) -> bool:
 
 @contextmanager
 def open_pytorch(
-    checkpoint: Path | None, model: Model, batch_size: int, form: str = "eager"
+    checkpoint: Path | None, model: Model, batch_size: int, form: Form = Form.EAGER
 ) -> "Iterator[Baseline | None]":
-    """The PyTorch baseline of a checkpoint file in a form of `baseline.Form`, or None if there is no checkpoint."""
+    """The PyTorch baseline of a checkpoint file in one of its forms, or None if there is no checkpoint."""
     if checkpoint is None:
         yield None
         return
-    from bench.baseline import Form, baseline, source_of  # torch only where it is asked for
+    from bench.baseline import baseline, source_of  # torch only where it is asked for
 
-    with baseline(source_of(checkpoint, model.manifest), model.manifest, batch_size, Form(form)) as opened:
+    with baseline(source_of(checkpoint, model.manifest), model.manifest, batch_size, form) as opened:
         yield opened

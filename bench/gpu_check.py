@@ -31,12 +31,10 @@ import typer
 from numpy.typing import NDArray
 
 from bench.machine import Machine, describe_machine
+from bench.on_gpu import OnGpu
 from bench.records import plain, write_whole
-from engines.build import build_engines
 from engines.describe import examine_engines
-from engines.flavor import Flavor
 from engines.gpu import visible_gpu
-from engines.recipe import Recipe
 from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import read_checkpoint
 from export.manifest import read_manifest
@@ -66,9 +64,9 @@ class Contender(StrEnum):
 
     EAGER = "pytorch-eager"
     COMPILED = "pytorch-compiled"  # with CUDA graphs
-    ORT = "onnxruntime-cuda"
-    TENSORRT = "tensorrt"
-    RTX = "tensorrt-rtx"
+    ORT = OnGpu.ORT.value
+    TENSORRT = OnGpu.TENSORRT.value
+    RTX = OnGpu.RTX.value
 
 
 @dataclass(frozen=True)
@@ -165,11 +163,9 @@ def open_contender(contender: Contender, folder: Path) -> Model:
         network = read_checkpoint(folder / "random.ckpt").network
         backend = TorchGpu(network, device="cuda", is_compiled=contender is Contender.COMPILED)
         return Model(read_manifest(bundle), backend)
-    if contender is Contender.ORT:
-        return load(bundle, device="cuda")
-    flavor = Flavor.TENSORRT if contender is Contender.TENSORRT else Flavor.RTX
-    build_engines(bundle, Recipe(flavor=flavor, batch=max(BATCHES), best_batch=16, buckets=()))
-    return load(bundle, backend=contender)
+    one = OnGpu(contender)
+    one.build(bundle, max(BATCHES), best_batch=16)
+    return one.open(bundle)
 
 
 def device_clock() -> Clock:

@@ -13,23 +13,20 @@ the lists `K` and `R` are among its options.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
+from bench import sweep
 from bench.cache import UNCACHED
-from bench.contenders import Contender, Progress, Way
-from bench.latency import RaceOptions
-from bench.machine import describe_machine
-from bench.quality import QualityOptions
-from bench.records import Kind, Record, Row, write_records
+from bench.contenders import Progress
+from bench.records import Kind, Record, Row
 from bench.reference import Reference
-from bench.report import markdown_grid, progress_on_terminal
-from bench.rows import REPORTS, judged, record_of, timed, yardstick
-from bench.words import Named, opened, words_for
+from bench.report import markdown_grid
+from bench.words import Named, words_for
 from runtime.cache.options import E2CRF, Preset
+from runtime.cache.policy import Cache
 from runtime.errors import require
 from runtime.sampler import DEFAULT_SOLVER, DEFAULT_STEPS, Model
 from runtime.verbs.shared import Json, numbers
@@ -38,27 +35,19 @@ RECORD_FILE = "grid.json"
 USUAL_K, USUAL_R = (0, 3, 5, 10, 19), (5, 10, 20, 50, 100)
 
 
-@dataclass(frozen=True)
-class GridOptions:
+@dataclass(frozen=True, kw_only=True)
+class GridOptions(sweep.SweepOptions):
     """Which cells, and on how much."""
 
     K: tuple[int, ...] | None = None  # None: of the usual ones those that the model has
     R: tuple[int, ...] = USUAL_R
     preset: str | None = None  # None: interval refreshes with the residual
     num_samples: int = 48
-    steps: int = DEFAULT_STEPS
-    solver: str = DEFAULT_SOLVER
-    seed: int = 0
-    sampling_batch: int = 64  # for quality
-    batch_size: int = 1  # for cost
-    rounds: int = 2  # of timing; 0: none
-    quality: QualityOptions = field(default_factory=QualityOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.K is None or len(self.K) > 0, "name at least one K", self.K, "leave it out for the usual ones")
         require(len(self.R) > 0, "name at least one R", self.R, "leave it out for the usual ones")
-        require(self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "48 is the default")
-        require(self.rounds >= 0, "rounds must not be negative", self.rounds, "0 times nothing")
         for R in self.R:
             self.cache(0, R)
 
@@ -86,20 +75,11 @@ def grid(
     progress: Progress = lambda doing, share: None,
 ) -> Record:
     """Draw and judge every cell; an `OptionError`, before the first, for one that the model cannot do."""
-    machine = describe_machine()  # before this adds its own load
-    uncached = Contender(Way.UNCACHED, model, None, options.steps, options.solver, options.seed)
-    low_counts = options.low_counts(model)
-    rivals = {UNCACHED: uncached} | {
-        cell(K, R): replace(uncached, way=Way.INTERVAL, cache=options.cache(K, R))
-        for K in low_counts
-        for R in options.R
-    }
-    by = yardstick(reference, options.num_samples, options.quality)
-    drawn = judged(rivals, by, options.num_samples, options.sampling_batch, progress)
-    rows = [row if row.rival == UNCACHED else replace(row, policy=row.rival) for row, _ in drawn]
-    race = RaceOptions(options.rounds) if options.rounds else None
-    rows = timed(rows, rivals, options.batch_size, race, progress)
-    return record_of(Kind.GRID, model, asdict(options) | {"K": low_counts}, machine, rows)
+    options = replace(options, K=options.low_counts(model))
+    caches: dict[str, Cache | None] = {cell(K, R): options.cache(K, R) for K in options.K or () for R in options.R}
+    record = sweep.over(Kind.GRID, model, reference, {UNCACHED: None} | caches, options, progress)
+    uncached, *cells = record.rows
+    return replace(record, rows=(uncached, *(replace(row, policy=row.rival) for row in cells)))
 
 
 def markdown_of(record: Record) -> str:
@@ -126,14 +106,14 @@ def main(
     K: Annotated[str | None, typer.Option("-K", help=f"As {_list(USUAL_K)}; default: those the model has.")] = None,
     R: Annotated[str, typer.Option("-R", help="Steps between full refreshes.")] = _list(USUAL_R),
     preset: Annotated[str | None, typer.Option(help=f"Published set: {', '.join(Preset)}.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n")] = 48,
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = DEFAULT_STEPS,
-    solver: Annotated[str, typer.Option(help="Solver.")] = DEFAULT_SOLVER,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    rounds: Annotated[int, typer.Option(help="Rounds of timing, in turn; 0: none.")] = 2,
-    threads: Annotated[int | None, typer.Option(help="Threads within one operator.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File of the record; default: in the bundle's reports.")] = None,
+    reference: sweep.RealSeries = None,
+    num_samples: sweep.NumSamples = GridOptions.num_samples,
+    steps: sweep.Steps = DEFAULT_STEPS,
+    solver: sweep.SolverName = DEFAULT_SOLVER,
+    seed: sweep.Seed = 0,
+    rounds: sweep.Rounds = GridOptions.rounds,
+    threads: sweep.Threads = None,
+    out: sweep.RecordFile = None,
     as_json: Json = False,
 ) -> None:
     """Measure every K with every R.
@@ -142,13 +122,11 @@ def main(
     """
     words = words_for(model, num_samples, steps, seed, solver)
     options = GridOptions(
-        None if K is None else numbers(K, "-K", "0,5,10"), numbers(R, "-R", "10,50"), preset, words.num_samples,
-        words.num_diffusion_steps, words.solver, words.random_seed, rounds=rounds,
+        K=None if K is None else numbers(K, "-K", "0,5,10"), R=numbers(R, "-R", "10,50"), preset=preset,
+        num_samples=words.num_samples, steps=words.num_diffusion_steps, solver=words.solver, seed=words.random_seed,
+        rounds=rounds,
     )  # fmt: skip
-    with opened(words.model_id, reference, threads) as (bundle, real), progress_on_terminal() as progress:
-        record = grid(bundle, real, options, progress)
-        assert bundle.bundle is not None
-        write_records(out or bundle.bundle / REPORTS / RECORD_FILE, [record])
+    record = sweep.run(grid, options, words.model_id, reference, threads, out, RECORD_FILE)
     print(record.to_line() if as_json else markdown_of(record))
 
 

@@ -4,10 +4,11 @@
     e2crf bench bundles/ecg --compare OLD.json
 
 A figure moved if it changed by more than its *noise*: the half widths of the two intervals, added as independent
-errors are. Where a record has no interval of its milliseconds, the wider of p90 - median and 10 % stands for it; a
-speed-up is as unsure as the milliseconds of the rival and of the first rival together; of passes, 1 % is noise; of
-counts of diverged samples, twice the root of both. The intervals of SW see nothing of the two benches having drawn
-from the same noise, so that they err on the side of silence: smaller moves show with more samples.
+errors are. Where a record has no interval of its milliseconds, the wider of p90 - median and 10 % stands for it. The
+interval of a speed-up is of ratios within a round, so that what slowed a whole round is not in it; where one of the two
+records has none, a speed-up is as unsure in both as the milliseconds of the rival and of the first rival together. Of
+passes, 1 % is noise; of counts of diverged samples, twice the root of both. The intervals of SW see nothing of the two
+benches having drawn from the same noise, so that they err on the side of silence: smaller moves show with more samples.
 
 Not every pair of figures can be set side by side. Milliseconds are of one machine, while a speed-up, a ratio taken
 within each run, outlives it. SW depends on the number of samples and on the real series that judge; the yardsticks of
@@ -198,7 +199,7 @@ def _moves(old: Record, new: Record, name: str, before: Row, now: Row) -> Iterat
         values = getattr(before, field), getattr(now, field)
         if None in values or (quantity is Quantity.FASTER and now is new.rows[0]):  # the first is 1x by definition
             continue
-        noise = math.hypot(_half(quantity, before, old.rows[0]), _half(quantity, now, new.rows[0]))
+        noise = math.hypot(*_halves(quantity, (before, old.rows[0]), (now, new.rows[0])))
         change = values[1] - values[0]
         if why := _obstacle(quantity, old, new, before, now):
             yield Move(name, quantity, *values, None, Verdict.NOT_COMPARABLE, why)
@@ -246,8 +247,16 @@ def _yardsticks(record: Record) -> dict[tuple[object, ...], tuple[float, float]]
     return {(row.rival, row.num_samples): (row.sw_time or 0, row.sw_frequency or 0) for row in yardsticks}
 
 
+def _halves(quantity: Quantity, *rows: tuple[Row, Row]) -> list[float]:
+    """Half the interval of a figure that is there, in its unit, of each row beside the first of its record."""
+    if quantity is Quantity.FASTER:
+        own = [_half_of(row.low_speedup, row.high_speedup) for row, _ in rows]
+        if all(own):
+            return own
+    return [_half(quantity, row, first) for row, first in rows]
+
+
 def _half(quantity: Quantity, row: Row, first: Row) -> float:
-    """Half the interval of a figure that is there, in its unit."""
     match quantity:
         case Quantity.FASTER:
             return (row.speedup or 0) * math.hypot(_share(row), _share(first))
@@ -256,20 +265,25 @@ def _half(quantity: Quantity, row: Row, first: Row) -> float:
         case Quantity.PASSES:
             return (row.passes or 0) * UNSURE_PASSES
         case Quantity.SW_TIME:
-            return ((row.sw_time_high or 0) - (row.sw_time_low or 0)) / 2
+            return _half_of(row.sw_time_low, row.sw_time_high)
         case Quantity.SW_FREQUENCY:
-            return ((row.sw_frequency_high or 0) - (row.sw_frequency_low or 0)) / 2
+            return _half_of(row.sw_frequency_low, row.sw_frequency_high)
         case Quantity.DIVERGED:
             return 2 * math.sqrt(row.num_diverged or 0)  # of a count
 
 
+def _half_of(low: float | None, high: float | None) -> float:
+    """Half an interval; 0 if there is none."""
+    return 0.0 if low is None or high is None else max(0.0, (high - low) / 2)
+
+
 def _share(row: Row) -> float:
     """Half the interval of the milliseconds as a share of them."""
-    median, low, high = row.ms_per_sample, row.low_ms_per_sample, row.high_ms_per_sample
+    median = row.ms_per_sample
     if not median:
         return UNSURE
-    if low is not None and high is not None and high > low:
-        return (high - low) / 2 / median
+    if half := _half_of(row.low_ms_per_sample, row.high_ms_per_sample):
+        return half / median
     return max(UNSURE, ((row.p90_ms_per_sample or 0) - median) / median)
 
 

@@ -2,7 +2,8 @@
 
 A record is one line: the line that ends a bench's stdout, the line in `<bundle>/reports/bench.json`, and a
 line among others in a history that a person keeps with `cat`. It carries its schema number and is never
-read by guessing. Numbers that were not measured, or are not finite, are null.
+read by guessing: every value is checked, so that whoever reads a broken record is told the same sentence.
+Numbers that were not measured, or are not finite, are null.
 
 Every measurement of this room ends in a record of one form, whatever its `kind`: rows of cost and quality, and
 curves for what runs over steps or frequencies. So one report draws them all. Real series are never in a record,
@@ -62,6 +63,7 @@ class Row:
     speedup: float | None = None  # over the first rival, median over rounds
     low_speedup: float | None = None  # interval of that median
     high_speedup: float | None = None
+    network_share: float | None = None  # of the time of a batch: in network calls, on a GPU by device events
     measured_steps: int | None = None  # below `steps`: timed in part and scaled up
     passes: float | None = None  # network cost of one sample in full passes
     hit_rate: float | None = None
@@ -232,20 +234,42 @@ def _record(line: str, where: str) -> Record:
             "run the bench again, or read it with the version of e2crf that wrote it"
         )
     try:
-        record: Record = _read_as(Record, value)
+        record: Record = _read_as(Record, value, "the record")
+        _require_sense(record)
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{where} is damaged ({error}); run the bench again") from error
     return record
 
 
-def _read_as(kind: Any, value: Any) -> Any:
-    """A value of JSON as the type `kind`: dataclasses by their fields, tuples by their members."""
+def _read_as(kind: Any, value: Any, name: str) -> Any:
+    """A value of JSON as the type `kind`: dataclasses by their fields, tuples by their members.
+
+    A `ValueError` names the value that is of another type.
+    """
     options = [one for one in typing.get_args(kind) if one is not NoneType]
     if isinstance(kind, types.UnionType):
-        return None if value is None else _read_as(options[0], value)
-    if typing.get_origin(kind) is tuple:
-        return tuple(_read_as(options[0], one) for one in value)
+        return None if value is None else _read_as(options[0], value, name)
+    origin = typing.get_origin(kind) or kind
+    wanted = dict if dataclasses.is_dataclass(kind) else {tuple: list}.get(origin, origin)
+    allowed: Any = (int, float) if wanted is float else wanted
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{name} must be {wanted.__name__}, found {str(value)[:40]!r}")
+    if wanted is list:
+        return tuple(_read_as(options[0], one, name) for one in value)
     if not dataclasses.is_dataclass(kind):
         return value
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _read_as(hints[name], one) for name, one in value.items()})  # type: ignore[operator]
+    return kind(**{field: _read_as(hints[field], one, field) for field, one in value.items()})  # type: ignore[operator]
+
+
+def _require_sense(record: Record) -> None:
+    """Raise a `ValueError` for what is of the right type and still cannot be meant."""
+    if record.kind not in list(Kind):
+        raise ValueError(f"its kind must be one of {', '.join(Kind)}, found {record.kind!r}")
+    for curve in record.curves:
+        if curve.chart not in list(Chart):
+            raise ValueError(f"a curve must belong to one of {', '.join(Chart)}, found {curve.chart!r}")
+        if len({len(values) for values in (curve.x, curve.y, curve.low, curve.high) if values is not None}) > 1:
+            raise ValueError(f"the curve {curve.name!r} must have as many y as x")
+    if record.recomputed is not None and len({len(row) for row in record.recomputed.share} | {0}) != 2:
+        raise ValueError("what was recomputed must be a matrix")

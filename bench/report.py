@@ -132,6 +132,8 @@ DETAILS = (
            "nine trajectories of ten are faster"),
     Column("p99 ms", lambda row: milliseconds(row.p99_ms_per_sample), ("p99_ms_per_sample",),
            "99 trajectories of 100 are faster"),
+    Column("in the network", lambda row: number(row.network_share, ".1%"), ("network_share",),
+           "share of the time; the rest is launches, the solver and Python"),
     Column("cache MB", lambda row: number(None if row.cache_bytes is None else row.cache_bytes / 1e6, ".3g"),
            ("cache_bytes",), "memory of cached keys and values"),
     _plain("SW time / floor", "sw_time_over_floor", "1 is as close as real series are to each other"),
@@ -222,11 +224,11 @@ def verdicts_of(record: Record) -> list[str]:
     rivals = [row.rival for row in record.rows]
     if any(row.same_as for row in record.rows):
         notes.append(
-            "PyTorch and the split graphs draw the same samples, as their paired error in the timed batch shows: their "
-            "quality is that of the row they repeat."
+            "PyTorch, the split graphs and backends of a GPU draw the same samples, as their paired error in the timed "
+            "batch shows: their quality is that of the row they repeat."
         )
     if record.kind == Kind.BENCH and rivals and not any(rival.endswith(Way.FEWER_AS_GOOD) for rival in rivals):
-        notes.append("The best ways of taking few steps were not as good at up to four times the passes.")
+        notes.append("The best ways of taking few steps were not as good at up to four times the passes, or eight.")
     if any(is_scaled(row) for row in record.rows):
         notes.append("* timed over fewer steps and scaled up.")
     if left_out := [row for row in record.rows if row.num_left_out]:

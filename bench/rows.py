@@ -91,7 +91,8 @@ def policy_in_words(cache: Cache | None) -> str:
     """When a cache asks the network, and what it reuses in between, as a table tells it."""
     if isinstance(cache, Plan):
         lows = f", K {cache.K} at {_several(len(cache.low_steps), 'step', 's')}" if cache.K and cache.low_steps else ""
-        return f"plan of {_several(len(cache.refreshes), 'refresh', 'es')}{lows}"
+        fitted = ", fitted" if cache.fit else ""
+        return f"plan of {_several(len(cache.refreshes), 'refresh', 'es')}{lows}{fitted}"
     if not isinstance(cache, E2CRF):
         return "every step" if cache is None else type(cache).__name__
     prior = [f"from alpha {cache.alpha_prior:g}"] if cache.alpha_prior else []

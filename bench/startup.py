@@ -31,6 +31,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.on_gpu import OnGpu
+
 if TYPE_CHECKING:
     from bench.records import Start
     from runtime.sampler import Model
@@ -45,9 +47,9 @@ class StartRival(StrEnum):
     COMPILED = "torch.compile"
     STEP = "onnxruntime step"
     SPLIT = "onnxruntime split"
-    CUDA = "onnxruntime cuda"
-    TENSORRT = "tensorrt"
-    RTX = "tensorrt-rtx"
+    CUDA = OnGpu.ORT.value
+    TENSORRT = OnGpu.TENSORRT.value
+    RTX = OnGpu.RTX.value
 
     @property
     def needs_checkpoint(self) -> bool:
@@ -63,7 +65,7 @@ class StartRival(StrEnum):
     @property
     def needs_gpu(self) -> bool:
         """Whether it runs on an NVIDIA GPU only."""
-        return self in (StartRival.CUDA, StartRival.TENSORRT, StartRival.RTX)
+        return self.value in list(OnGpu)
 
 
 @dataclass(frozen=True)
@@ -154,14 +156,9 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     if rival in (StartRival.TENSORRT, StartRival.RTX):
         import shutil
 
-        from engines.build import build_engines
-        from engines.flavor import Flavor
-        from engines.recipe import Recipe
-
         shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("engines", "reports"))
-        flavor = Flavor.TENSORRT if rival is StartRival.TENSORRT else Flavor.RTX
-        recipe = Recipe(flavor=flavor, batch=job["batch_size"], best_batch=job["batch_size"], buckets=())
-        return {"build_s": _seconds(lambda: build_engines(folder, recipe)), "bundle": str(folder)}
+        build_s = _seconds(lambda: OnGpu(rival).build(folder, job["batch_size"]))
+        return {"build_s": build_s, "bundle": str(folder)}
     if rival.needs_checkpoint or job["checkpoint"] is None:
         return {"build_s": None}
     from bench.baseline import source_of
@@ -200,7 +197,8 @@ def _load(job: dict[str, Any]) -> "Model":
     if rival.needs_checkpoint:
         import torch
 
-        from bench.baseline import Form, Settings, Tuned, source_of
+        from bench.baseline import Settings, Tuned, source_of
+        from bench.forms import Form
         from export.manifest import read_manifest
         from runtime.sampler import Model
 
@@ -209,12 +207,11 @@ def _load(job: dict[str, Any]) -> "Model":
         settings = Settings(rival is StartRival.EAGER, threads or torch.get_num_threads())
         form = Form.COMPILED if rival is StartRival.COMPILED else Form.EAGER
         return Model(manifest, Tuned(network, form, settings))
+    if rival.needs_gpu:
+        return OnGpu(rival).open(bundle)
     from runtime.sampler import load
 
-    if rival in (StartRival.TENSORRT, StartRival.RTX):
-        return load(bundle, rival)
-    device = "cuda" if rival is StartRival.CUDA else None
-    return load(bundle, threads=threads, device=device, graphs="split" if rival is StartRival.SPLIT else "step")
+    return load(bundle, threads=threads, graphs="split" if rival is StartRival.SPLIT else "step")
 
 
 def peak_bytes() -> int:

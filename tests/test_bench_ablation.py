@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,47 +11,21 @@ import pytest
 
 from bench import ablation
 from bench.ablation import BASELINE, FULL, AblationOptions, ablate, ablations, by_third, claims, markdown_of
-from bench.quality import QualityOptions
 from bench.records import Chart, Curve, Kind, Record, Row, read_records
 from bench.reference import reference_from_series
 from runtime.cache.options import E2CRF
 from runtime.errors import OptionError
-from runtime.sampler import Model, load
-from tests.tiny import make_bundle, write_checkpoint
+from runtime.sampler import Model
+from tests import opened
+from tests.commands import QUICK, REAL, run, write_run
 
-QUICK = QualityOptions(num_directions=40, num_resamples=4, interval_directions=4)
-REAL = np.random.default_rng(0).standard_normal((40, 15, 2)).astype(np.float32)
 OPTIONS = AblationOptions(num_samples=5, steps=30, rounds=0, quality=QUICK)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder, _ = make_bundle(tmp_path_factory.mktemp("exported"))
-    return load(folder, threads=1)
+model = opened.tiny
 
 
 @pytest.fixture(scope="module")
 def found(model: Model) -> Record:
     return ablate(model, reference_from_series(REAL), OPTIONS)
-
-
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with one run and the real series it was trained on."""
-    monkeypatch.chdir(tmp_path)
-    write_checkpoint(tmp_path / "lightning_logs/tiny/checkpoints/last.ckpt")
-    np.savez(tmp_path / "lightning_logs/tiny/reference.npz", train=REAL[:20], test=REAL[20:])
-    return tmp_path
-
-
-def run(main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Exit code of a module's command in this process."""
-    from runtime.command import run_as_command
-
-    monkeypatch.setattr(sys, "argv", ["command", *words])
-    with pytest.raises(SystemExit) as stop:
-        run_as_command(main)
-    return int(stop.value.code or 0)
 
 
 def test_every_ablation_is_a_row_of_cost_and_quality(found: Record) -> None:
@@ -159,8 +131,10 @@ def test_options_that_cannot_be_meant_are_a_sentence(change: dict[str, Any], say
 
 
 def test_the_command_takes_upstreams_words_and_its_own_options(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path)
     words = ["model_id=tiny", "num_samples=4", "num_diffusion_steps=8", "--rounds", "0", "--json"]
     assert run(ablation.main, monkeypatch, *words) == 0
     (line,) = capfd.readouterr().out.splitlines()

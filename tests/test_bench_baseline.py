@@ -9,8 +9,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from bench.baseline import Form, Settings, Tuned, apply, baseline, candidates, current, fastest, source_of
+from bench.baseline import Settings, Tuned, apply, baseline, candidates, current, fastest, source_of
 from bench.compare import CompareOptions, compare
+from bench.forms import Form
 from bench.latency import RaceOptions
 from bench.quality import QualityOptions
 from export.bundle import ExportOptions, export_bundle

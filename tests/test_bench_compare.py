@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def gaussian(tmp_path_factory: pytest.TempPathFactory) -> CompareOptions:
         sampling_batch=300,
         steps=60,
         cache=E2CRF(K=0, R=6),
-        race=RaceOptions(rounds=2),
+        race=RaceOptions(rounds=2, turn_s=0.01),
         quality=QUICK,
         max_sw_loss=0.05,
         equal_within=0.15,  # 128 samples of another solver
@@ -63,7 +64,7 @@ def found(gaussian: CompareOptions) -> Comparison:
 def copied(gaussian: CompareOptions, tmp_path: Path) -> CompareOptions:
     """The same bench of a copy of the bundle, so that the record beside the first stays as it was."""
     copy = shutil.copytree(gaussian.bundle, tmp_path / "bundle")
-    return replace(gaussian, bundle=copy, race=RaceOptions(rounds=1))
+    return replace(gaussian, bundle=copy, race=RaceOptions(rounds=1, turn_s=0.01))
 
 
 def row(found: Comparison, rival: str) -> Row:
@@ -113,27 +114,38 @@ def test_a_rival_of_equal_quality_is_one_on_the_samples_of_the_search_and_the_ch
 ) -> None:
     """Oracle: the rival drawn again, and all that cost less, judged against the cached samples.
 
-    Two refreshes are perfect here, so that a rival without a cache has to look for its equal among more passes.
+    One refresh is perfect here, so that a rival without a cache has to look for its equal among more passes.
     """
-    options = replace(copied, cache=replace(PLAN, refreshes=(20, 35)), num_samples=200, num_search=150)
+    options = replace(copied, cache=replace(PLAN, refreshes=(20,)), num_samples=200, num_search=150)
     found = compare(options)
     target = judge(found.cached.series[:150], found.reference, ROUGHLY)
     as_good, cached_row = row(found, "fake, fewer steps, as good"), row(found, "fake, E2-CRF")
     with load(options.bundle, "fake") as model:
         cached = Contender(Way.CACHED, model, options.cache, 50, Solver.DDIM, 0)  # type: ignore[arg-type]
 
-        def over(solver: str | None, grid: str | None, passes: int) -> float:
-            rival = fewer_steps(cached, Solver(solver or ""), TimeGrid(grid or ""), passes)
+        def rivals(passes: int) -> list[Contender]:
+            priors = (prior_of(cached), 0.1, 0.2, 0.3, 0.45, 0.6, 0.75)
+            choices = product(FEW_STEP_SOLVERS, priors)
+            return [fewer_steps(cached, solver, grid, passes, alpha) for (solver, grid), alpha in choices]
+
+        def over(rival: Contender) -> float:
             again = judge(rival.draw(150, 300).series, found.reference, ROUGHLY)
             in_time, in_frequency = again.time.sliced, again.frequency.sliced
-            return max(in_time / target.time.sliced, in_frequency / target.frequency.sliced)
+            return max(
+                in_time / target.time.sliced,
+                in_frequency / target.frequency.sliced,
+                1 + (again.spectral - target.spectral - 1.0) / 10,  # dB
+                1 + again.autocorrelation - target.autocorrelation - 0.03,
+            )
 
-        assert cached_row.passes == 2
+        assert cached_row.passes == 1
         assert as_good.passes is not None
-        assert 2 < as_good.passes <= options.most_passes
-        assert over(as_good.solver, as_good.grid, round(as_good.passes)) <= 1 + options.equal_within
-        for passes in range(2, round(as_good.passes)):
-            assert min(over(solver, grid, passes) for solver, grid in FEW_STEP_SOLVERS) > 1 + options.equal_within
+        assert 1 < as_good.passes <= options.most_passes
+        told = (as_good.solver, as_good.grid, as_good.steps)
+        same = [one for one in rivals(round(as_good.passes)) if (one.solver, one.grid, one.steps) == told]
+        assert min(map(over, same)) <= 1 + options.equal_within
+        for passes in range(1, round(as_good.passes)):
+            assert min(map(over, rivals(passes))) > 1 + options.equal_within
 
 
 def test_the_prior_phase_of_a_rival_is_that_of_the_cache(gaussian: CompareOptions) -> None:
@@ -198,8 +210,8 @@ def test_uncached_samples_of_a_file_are_worth_what_drawn_ones_are(
 ) -> None:
     again = compare(replace(copied, uncached=stored))
     drawn, read = row(found, "fake, uncached"), row(again, "fake, uncached")
-    events = {"events"}  # of which a file of samples says nothing
-    for name in {name for name in vars(drawn) if "ms_per_sample" not in name and "speedup" not in name} - events:
+    timed = {name for name in vars(drawn) if "ms_per_sample" in name or "speedup" in name} | {"network_share"}
+    for name in set(vars(drawn)) - timed - {"events"}:  # of which a file of samples says nothing
         assert getattr(read, name) == getattr(drawn, name), name
     assert again.record.loss_time == found.record.loss_time
     assert set(found.drawn) == {"e2crf", "uncached"}

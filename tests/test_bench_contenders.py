@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,24 @@ from tiny import gaussian, make_bundle
 
 from bench.contenders import (
     FEW_STEP_SOLVERS,
+    ROUGHLY,
     TAYLOR_STEPS,
     Contender,
     Way,
     each_solver,
     fewer_steps,
     fixed_interval,
+    in_best_prior,
     miss_from,
     prior_of,
     rivals_of,
     taylor,
     whole_passes,
 )
-from bench.reference import Reference
+from bench.quality import judge
+from bench.reference import Reference, Series
+from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK, excess
+from runtime.cache.hold import LinearHold
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
 from runtime.sampler import Model, load
@@ -31,6 +36,7 @@ from runtime.sde import VP
 from runtime.solvers import Solver, TimeGrid
 
 STEPS, PASSES = 60, 4
+PRIORS, USUAL = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75), 0.45  # prior phases that rivals try
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,39 @@ def test_taylor_rivals_reuse_what_they_are_named_for_and_drop_the_guard(
     assert intervals.max() - intervals.min() <= 1
 
 
+@pytest.fixture(scope="module")
+def fitted(cached: Contender) -> Contender:
+    """The same refreshes with what is fitted, made up."""
+    assert isinstance(cached.cache, Plan)
+    ones = np.ones((15, 2), np.float32)
+    fit = (LinearHold(ones, ones, ones, ones),) * len(cached.cache.refreshes)
+    return replace(cached, cache=replace(cached.cache, reuse="residual-fitted", fit=fit))
+
+
+def test_a_fitted_plan_leaves_its_fit_to_itself(
+    cached: Contender, fitted: Contender, found: dict[Way, tuple[Contender, float]]
+) -> None:
+    """Its rivals are those of the plan without, and that plan itself, without a guard that knew the fit."""
+    rivals = drawn_rivals(fitted)
+    unfitted, passes = rivals.pop(Way.UNFITTED)
+    assert {way: one.cache for way, (one, _) in rivals.items()} == {way: one.cache for way, (one, _) in found.items()}
+    assert isinstance(cached.cache, Plan)
+    assert unfitted.cache == replace(cached.cache, reuse="residual", surprise=())
+    assert (unfitted.steps, unfitted.solver, passes) == (STEPS, Solver.DDIM, PASSES)
+    assert unfitted.name == "onnxruntime, plan without its fit"
+
+
+@pytest.mark.parametrize("liked", ["residual", "residual-linear"])
+def test_a_plan_without_its_fit_holds_or_extrapolates_whichever_misses_least(fitted: Contender, liked: str) -> None:
+    def miss(rival: Contender) -> float:
+        return float(getattr(rival.cache, "reuse", "") != liked)
+
+    with rivals_of(fitted, PASSES, fitted, fitted, miss, threads=1) as rivals:
+        (unfitted,) = (rival for rival in rivals if rival.way is Way.UNFITTED)
+    assert isinstance(unfitted.cache, Plan)
+    assert unfitted.cache.reuse == liked
+
+
 @pytest.mark.parametrize("steps", [TAYLOR_STEPS, 1000])
 @pytest.mark.parametrize("passes", [1, 2, 3, 5, 7])
 def test_taylor_takes_as_many_passes_as_it_may_and_begins_where_the_prior_phase_ends(
@@ -119,9 +158,22 @@ def test_taylor_takes_as_many_passes_as_it_may_and_begins_where_the_prior_phase_
     assert len(rival.cache.refreshes) == passes
 
 
-def test_second_order_is_left_out_where_it_would_be_the_first(cached: Contender) -> None:
-    assert Way.TAYLOR_SECOND in drawn_rivals(cached, 3.0)
-    assert Way.TAYLOR_SECOND not in drawn_rivals(cached, 2.0)
+@pytest.mark.parametrize(
+    ("passes", "ways"),
+    [
+        (1.0, set()),
+        (2.0, {Way.TAYLOR, Way.TAYLOR_PLANNED}),
+        (2.5, {Way.TAYLOR, Way.TAYLOR_PLANNED, Way.TAYLOR_SECOND}),
+        (3.0, {Way.TAYLOR, Way.TAYLOR_PLANNED, Way.TAYLOR_SECOND}),
+    ],
+)
+def test_an_expansion_needs_a_pass_more_than_its_order(cached: Contender, passes: float, ways: set[Way]) -> None:
+    assert isinstance(cached.cache, Plan)
+    cheap = replace(cached, cache=replace(cached.cache, refreshes=(24, 36, 46)[: math.ceil(passes)], surprise=()))
+    rivals = drawn_rivals(cheap, passes)
+    assert {way for way in rivals if way.startswith("Taylor")} == ways
+    for way in ways:
+        assert rivals[way][1] == math.ceil(passes)
 
 
 def test_without_keys_and_values_only_rivals_of_whole_steps_are_left() -> None:
@@ -148,17 +200,64 @@ def test_every_solver_has_one_row_in_its_best_grid_at_equal_passes(cached: Conte
     assert names == [f"onnxruntime, fewer steps of {solver}" for solver in Solver]
 
 
-def test_the_best_two_of_few_steps_choose_their_prior_phase(cached: Contender) -> None:
-    """A measure that likes two solvers and short prior phases: these have half the cache's, at as many passes."""
+@pytest.mark.parametrize(("liked_prior", "of_the_others"), [(0.0, "cached"), (1.0, "usual")])
+def test_the_best_two_of_few_steps_choose_their_prior_phase(
+    cached: Contender, liked_prior: float, of_the_others: str
+) -> None:
+    """A measure that likes two solvers, and short prior phases or long ones: at as many passes these have any there is.
+
+    The others have the better of two: the cache's own, of signal 0.17, and the usual one.
+    """
     liked = (Solver.DDIM, Solver.DPMPP_2M)
 
     def miss(rival: Contender) -> float:
-        return prior_of(rival) + 10 * (rival.solver not in liked)
+        return abs(prior_of(rival) - liked_prior) + 10 * (rival.solver not in liked)
 
+    nearest = min(PRIORS, key=lambda alpha: abs(alpha - liked_prior))
+    other = {"cached": prior_of(cached), "usual": USUAL}[of_the_others]
     for _, one in each_solver(cached, PASSES, miss):
-        factor = 0.5 if one.solver in liked else 1.0
-        assert prior_of(one) == pytest.approx(factor * prior_of(cached))
+        assert prior_of(one) == (nearest if one.solver in liked else other)
         assert one.draw(2, 2).stats.passes == PASSES
+
+
+@pytest.mark.parametrize(
+    ("own", "only_near", "priors"),
+    [
+        (0.37, False, (0.1, 0.2, 0.3, 0.37, 0.45, 0.6, 0.75)),
+        (0.37, True, (0.3, 0.37, 0.45)),
+        (0.1, True, (0.1, 0.2)),
+        (0.75, True, (0.6, 0.75)),
+    ],
+)
+def test_few_steps_try_every_prior_phase_and_their_own_or_those_beside_it(
+    cached: Contender, own: float, only_near: bool, priors: tuple[float, ...]
+) -> None:
+    few, tried = fewer_steps(cached, Solver.ANCESTRAL, TimeGrid.LOGSNR, PASSES, own), list[Contender]()
+
+    def miss(rival: Contender) -> float:
+        tried.append(rival)
+        return abs(prior_of(rival) - 0.6)
+
+    missed, best = in_best_prior(few, PASSES + 1, miss, only_near=only_near)
+    assert tuple(prior_of(one) for one in tried) == priors
+    assert {(one.solver, one.grid) for one in tried} == {(Solver.ANCESTRAL, TimeGrid.LOGSNR)}
+    assert missed == abs(prior_of(best) - 0.6) == min(abs(alpha - 0.6) for alpha in priors)
+    assert best.draw(2, 2).stats.passes == PASSES + 1
+
+
+@pytest.mark.parametrize("liked", PRIORS)
+def test_a_fixed_interval_and_taylor_choose_their_prior_phase(cached: Contender, liked: float) -> None:
+    """A step of 50 even ones from there: alpha of VP grows by less than 0.05."""
+    with rivals_of(cached, PASSES, cached, cached, lambda rival: abs(prior_of(rival) - liked), threads=1) as rivals:
+        chosen = {rival.way: rival for rival in rivals}
+        passes = {way: chosen[way].draw(2, 2).stats.passes for way in (Way.INTERVAL, Way.TAYLOR, Way.TAYLOR_SECOND)}
+    assert prior_of(chosen[Way.INTERVAL]) == prior_of(chosen[Way.TAYLOR_SECOND]) == liked
+    assert liked <= prior_of(chosen[Way.TAYLOR]) < liked + 0.05
+    assert passes == dict.fromkeys(passes, PASSES)
+    assert isinstance(cached.cache, Plan)
+    for way in (Way.STALE, Way.TAYLOR_PLANNED):  # at the plan's steps
+        assert isinstance(plan := chosen[way].cache, Plan)
+        assert plan.refreshes == cached.cache.refreshes
 
 
 def test_the_variant_that_misses_least_is_the_rival(cached: Contender) -> None:
@@ -181,6 +280,68 @@ def test_a_contender_misses_by_its_distance_over_that_of_the_target(cached: Cont
     miss = miss_from(target, reference(cached.model), batch_size=3)
     assert miss(cached) == 1.0
     assert miss(fewer_steps(cached, Solver.DDIM, TimeGrid.UNIFORM, 1)) != 1.0
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Random walks: real ones, two more sets of the same law, and the real ones with 10 dB less at high frequencies."""
+
+    reference: Reference
+    target: Series
+    honest: Series
+    smooth: Series
+
+    def miss(self, cached: Contender, series: Series, target: Series, patch: pytest.MonkeyPatch) -> float:
+        """By how much a contender that draws `series` misses."""
+        drawn = replace(cached.draw(2, 2), series=series)
+        with patch.context() as patched:
+            patched.setattr(Contender, "draw", lambda *_: drawn)
+            return miss_from(target, self.reference, batch_size=200)(cached)
+
+    def ratio(self, series: Series, target: Series) -> float:
+        """What sliced Wasserstein alone says."""
+        found, aim = (judge(one, self.reference, ROUGHLY) for one in (series, target))
+        return max(found.time.sliced / aim.time.sliced, found.frequency.sliced / aim.frequency.sliced)
+
+
+@pytest.fixture(scope="module")
+def walks() -> Walks:
+    real, target, honest = np.random.default_rng(0).standard_normal((3, 200, 15, 2)).cumsum(axis=2).astype(np.float32)
+    spectrum = np.fft.rfft(real, axis=1)
+    spectrum[:, 4:] *= 10**-0.5
+    smooth = np.fft.irfft(spectrum, n=15, axis=1).astype(np.float32)
+    return Walks(Reference(real, target), target, honest, smooth)
+
+
+def test_a_rival_that_is_too_smooth_loses_though_sliced_wasserstein_prefers_it(
+    cached: Contender, walks: Walks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert walks.ratio(walks.smooth, walks.target) < 0.6 * walks.ratio(walks.honest, walks.target)
+    honest, smooth = (walks.miss(cached, series, walks.target, monkeypatch) for series in (walks.honest, walks.smooth))
+    assert honest < 1.25 < smooth
+
+
+def test_within_the_slack_of_the_spectrum_only_the_distance_counts(
+    cached: Contender, walks: Walks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = 1.3 * walks.target  # further off than the honest one, its spectrum by 2.3 dB
+    found = walks.miss(cached, walks.honest, target, monkeypatch)
+    assert found == walks.ratio(walks.honest, target) < 0.9
+
+
+def test_what_spectra_lose_beyond_their_slack_counts_as_a_growth() -> None:
+    assert excess((4.0, 0.2), (1.0, 0.2)) == pytest.approx((4.0 - 1.0 - SPECTRAL_SLACK) / 10)
+    assert excess((1.0, 0.3), (1.0, 0.2)) == pytest.approx(0.1 - CORRELATION_SLACK)
+    assert excess((1.9, 0.22), (1.0, 0.2)) == -math.inf
+    assert excess((np.nan, 0.3), (np.nan, 0.2)) == pytest.approx(0.1 - CORRELATION_SLACK)
+    assert excess((4.0, np.nan), (1.0, np.nan)) == pytest.approx((4.0 - 1.0 - SPECTRAL_SLACK) / 10)
+    assert excess((np.inf, 0.2), (1.0, 0.2)) > 1e6
+
+
+def test_real_series_without_spectrum_or_autocorrelation_leave_the_distance_alone(cached: Contender) -> None:
+    target = cached.draw(6, 3).series
+    zero = np.zeros_like(target)
+    assert miss_from(target, Reference(zero, zero), batch_size=3)(cached) == 1.0
 
 
 def test_a_contender_that_diverges_altogether_misses_by_infinity(

@@ -1,51 +1,30 @@
 """K and R against each other: every cell is what it says, in the order a matrix is laid out in, or is refused."""
 
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bench import grid as module
 from bench.cache import UNCACHED
 from bench.grid import GridOptions, cell, grid, markdown_of
-from bench.quality import QualityOptions
 from bench.records import Kind, Record, read_records
 from bench.reference import reference_from_series
 from runtime.cache.options import E2CRF
 from runtime.errors import OptionError
-from runtime.sampler import Model, load
-from tests.tiny import make_bundle, write_checkpoint
+from runtime.sampler import Model
+from tests import opened
+from tests.commands import QUICK, REAL, run, write_run
 
-QUICK = QualityOptions(num_directions=40, num_resamples=4, interval_directions=4)
-REAL = np.random.default_rng(0).standard_normal((40, 15, 2)).astype(np.float32)
 OPTIONS = GridOptions(K=(0, 3), R=(5, 10, 20), num_samples=4, steps=40, rounds=0, quality=QUICK)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """8 frequencies, K/V."""
-    folder, _ = make_bundle(tmp_path_factory.mktemp("exported"))
-    return load(folder, threads=1)
+model = opened.tiny
 
 
 @pytest.fixture(scope="module")
 def found(model: Model) -> Record:
     return grid(model, reference_from_series(REAL), OPTIONS)
-
-
-def run(main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Exit code of a module's command in this process."""
-    from runtime.command import run_as_command
-
-    monkeypatch.setattr(sys, "argv", ["command", *words])
-    with pytest.raises(SystemExit) as stop:
-        run_as_command(main)
-    return int(stop.value.code or 0)
 
 
 def test_the_uncached_row_stands_above_every_r_of_every_k(found: Record) -> None:
@@ -148,8 +127,7 @@ def test_the_command_writes_the_record_and_prints_the_matrix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_checkpoint(tmp_path / "lightning_logs/tiny/checkpoints/last.ckpt")
-    np.savez(tmp_path / "lightning_logs/tiny/reference.npz", train=REAL[:20], test=REAL[20:])
+    write_run(tmp_path)
     words = ["model_id=tiny", "num_samples=2", "num_diffusion_steps=10", "-K", "0,2", "-R", "3,5", "--rounds", "0"]
     assert run(module.main, monkeypatch, *words) == 0
     (written,) = read_records(Path("bundles/tiny/reports/grid.json"))

@@ -88,6 +88,21 @@ def test_the_noise_is_that_of_both_records_and_for_ratios_of_both_rivals() -> No
     assert move(OLD, OLD, Quantity.SW_TIME).noise == pytest.approx(math.hypot(0.03, 0.03))
 
 
+def test_a_speed_up_is_as_sure_as_its_own_interval_where_both_records_hold_one() -> None:
+    """Half widths of 20 and 15 make a noise of 25; by the milliseconds, sure to 5 % each, it is 35."""
+    old = changed(low_speedup=380, high_speedup=420)
+    slower = changed(speedup=300, low_speedup=285, high_speedup=315)
+    by_milliseconds = math.hypot(0.05, 0.05) * math.hypot(400, 300)
+    assert move(old, slower, Quantity.FASTER).noise == pytest.approx(25.0)
+    for low, high in ((None, None), (300, 300)):  # one round has no interval
+        unsure = changed(speedup=300, low_speedup=low, high_speedup=high)
+        for before, now in ((old, unsure), (OLD, slower)):
+            assert move(before, now, Quantity.FASTER).noise == pytest.approx(by_milliseconds)
+    just = changed(speedup=370, low_speedup=355, high_speedup=385)
+    assert move(old, just, Quantity.FASTER).verdict is Verdict.WORSE
+    assert move(OLD, just, Quantity.FASTER).verdict is Verdict.NOISE
+
+
 @pytest.mark.parametrize(
     ("p90", "noise"),
     [(None, 1.0), (10.2, 1.0), (15.0, 5.0)],  # ms around a median of 10

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,27 @@ def test_damage_is_named_by_line(record: Record, tmp_path: Path, damage, message
     path = tmp_path / "bench.json"
     path.write_text(record.to_line() + "\n" + damage(record.to_line()) + "\n")
     with pytest.raises(RecordError, match=f"line 2 of .* {message} .*; run the bench again"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rows": [{"rival": "a", "sw_time": "fast"}]}, "sw_time must be float, found 'fast'"),
+        ({"rows": [{"rival": "a", "steps": True}]}, "steps must be int, found 'True'"),
+        ({"rows": {"rival": "a"}}, "rows must be list"),
+        ({"notes": "one"}, "notes must be list, found 'one'"),
+        ({"machine": 7}, "machine must be dict, found '7'"),
+        ({"created": None}, "created must be str, found 'None'"),
+        ({"kind": "dream"}, "its kind must be one of bench, ablation, grid, pareto, found 'dream'"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_named_with_its_field(
+    record: Record, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(json.loads(record.to_line()) | change))
+    with pytest.raises(RecordError, match=f"line 1 of .* is damaged .*{says}.*; run the bench again"):
         read_records(path)
 
 

@@ -1,0 +1,142 @@
+"""What a run tells of its cache: calls, tokens, ages, intensities, events, and warnings where it was of no use."""
+
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.cache.options import E2CRF
+from runtime.cache.plan import Plan
+from runtime.cache.policy import Cache, Decision, Event
+from runtime.errors import CacheWarning
+from runtime.sampler import Model
+from tests import opened
+from tests.cache_doubles import MIXED, Listening, N, Scripted, Watched, anything, close, plan_for, quiet
+
+tiny = opened.tiny
+
+
+@pytest.mark.parametrize("graphs", ["step", "split"])
+@pytest.mark.parametrize(
+    "cache", [None, E2CRF(R=9, K=2), MIXED, Scripted(anything)], ids=["uncached", "interval", "e2crf", "plug-in"]
+)
+def test_statistics_add_up_to_what_the_backend_ran(tiny: Model, cache: Cache | None, graphs: str) -> None:
+    """Oracle: a backend that counts its calls and the rows of tokens in them, padding included."""
+    listening = Listening(tiny.backend)
+    stats = Model(tiny.manifest, listening, graphs=graphs).sample(7, steps=40, cache=cache, batch_size=4).stats
+    assert (stats.work.calls, stats.work.tokens) == (listening.calls, listening.rows)
+    assert stats.work.full_tokens <= listening.full_rows
+    assert stats.recomputed.sum() <= stats.work.tokens
+    assert stats.passes == listening.rows / (7 * N)
+    assert stats.hit_rate == pytest.approx(1 - stats.recomputed.sum() / (7 * N * 40))
+    assert stats.ideal_speedup == pytest.approx(40 / stats.passes)
+    assert sum(stats.event_counts.values()) == 7 * 40
+    assert (stats.events.sum(axis=1) == 7).all()
+    assert stats.sample_tokens.shape == (7,)
+    assert stats.sample_tokens.sum() == stats.recomputed.sum()
+    assert np.array_equal(stats.sample_events.sum(axis=0), stats.events.sum(axis=0))
+    assert (stats.sample_events.sum(axis=1) == 40).all()
+    full = sum(stats.event_counts.get(event, 0) for event in Event if event.is_full)
+    assert stats.work.full_tokens == full * N
+    if not isinstance(cache, Scripted) and cache is not MIXED:
+        assert stats.recomputed.sum() == stats.work.tokens  # nothing is padded
+    assert 0.0 <= stats.heatmap().min() <= stats.heatmap().max() <= 1.0
+    assert json.loads(json.dumps(stats.summary()))["network_calls"] == listening.calls
+
+
+def test_the_record_says_how_old_the_tokens_were(tiny: Model) -> None:
+    """Oracle: the ages a policy sees, one step later; mean and largest of the batch."""
+    cache = Watched(MIXED)
+    stats = tiny.sample(4, steps=40, cache=cache, on_step=lambda info: None).stats
+    for i in range(30, 39):
+        ages = cache.seen[i + 1]["token_age"] - 1
+        assert stats.age[i] == pytest.approx((ages.mean(), ages.max()))
+
+
+@quiet
+def test_the_record_tells_the_age_of_the_worst_batch(tiny: Model) -> None:
+    """Oracle: the batches drawn one by one. In the first the guard of a plan speaks up, in the second it does not."""
+    watched = Watched(plan_for(tiny, (14, 20)))
+    tiny.sample(2, steps=40, cache=watched, on_step=lambda info: None)
+    loud, calm = sorted((float(off), k) for k, off in enumerate(watched.seen[21]["surprise"]))[::-1]
+    cache = plan_for(tiny, (14, 20), surprise=(1e9, (loud[0] + calm[0]) / 2), guard=1.0)
+    both = tiny.sample(2, cache=cache, batch_size=1).stats
+    one, other = (tiny.sample(1, cache=cache, first_sample=k).stats for k in (loud[1], calm[1]))
+    assert (one.age[30, 1], other.age[30, 1]) == (0, 10)
+    np.testing.assert_array_equal(both.age, np.fmax(one.age, other.age))
+
+
+def test_the_record_knows_tokens_by_number_not_by_frequency(tiny: Model) -> None:
+    """A plug-in may recompute the Re of a frequency alone: its Im grows older, in the record too."""
+
+    def script(sample: int, step: int) -> Decision:
+        return Decision(Event.CHOSEN, np.arange(N // 2 + 1)) if step else Decision(Event.FIRST)
+
+    stats = tiny.sample(2, steps=10, cache=Scripted(script, alike=True)).stats
+    assert stats.age[9, 1] == 9
+    assert stats.age[9, 0] == pytest.approx(9 * (N // 2) / N)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_order_of_a_set_does_not_matter_nor_does_the_array_it_comes_in(tiny: Model, alike: bool) -> None:
+    """A plug-in that keeps one array and writes it anew, backwards, all N tokens included; 1e-5 of the scale."""
+    kept = {size: np.zeros(size, np.int64) for size in (5, N)}
+
+    def chosen(step: int) -> NDArray[np.int64]:
+        size = (5, N)[step % 2]
+        return (np.arange(size) + step) % N
+
+    def fresh(sample: int, step: int) -> Decision:
+        if step < 9:
+            return Decision(Event.PRIOR if step < 8 else Event.FIRST)
+        return Decision(Event.REFRESH) if step % 5 == 0 else Decision(Event.CHOSEN, np.sort(chosen(step)))
+
+    def reused(sample: int, step: int) -> Decision:
+        decision = fresh(sample, step)
+        if decision.tokens is None:
+            return decision
+        array = kept[len(decision.tokens)]
+        array[:] = chosen(step)[::-1]
+        return Decision(Event.CHOSEN, array)
+
+    one, other = (tiny.sample(2, steps=32, cache=Scripted(script, alike=alike)) for script in (fresh, reused))
+    close(other.series, one.series, 1e-5)
+    assert np.array_equal(one.stats.recomputed, other.stats.recomputed)
+
+
+def test_the_record_tells_the_intensity_of_the_partial_steps_alone(tiny: Model) -> None:
+    """Oracle: the signal a step later, over the samples that recomputed a part; NaN where none did."""
+    cache = Watched(Scripted(anything))
+    stats = tiny.sample(3, steps=40, cache=cache).stats
+    told = 0
+    for i in range(39):
+        decisions = cache.decided[i]
+        assert isinstance(decisions, list)
+        partial = [decision.tokens is not None for decision in decisions]
+        if any(partial):
+            assert stats.intensity[i] == pytest.approx(cache.seen[i + 1]["intensity"][partial].mean(), rel=1e-5)
+            told += 1
+        else:
+            assert np.isnan(stats.intensity[i])
+    assert 10 < told < 39
+
+
+def test_a_cache_that_never_reuses_warns(tiny: Model) -> None:
+    with pytest.warns(CacheWarning, match="never reused anything"):
+        tiny.sample(2, steps=20, cache=E2CRF(R=1))
+
+
+@pytest.mark.parametrize("cache", [E2CRF(R=10**6), E2CRF(policy="e2crf", R=10**6, trigger="none")])
+def test_a_cache_that_never_refreshes_warns(tiny: Model, cache: E2CRF) -> None:
+    with pytest.warns(CacheWarning, match="never refreshed after the first network step"):
+        tiny.sample(2, steps=20, cache=cache)
+
+
+def test_what_is_meant_does_not_warn(tiny: Model) -> None:
+    """Warnings are errors here: policy never, the uncached sampler, plans and plug-ins keep silent."""
+    digest = tiny.manifest.source.digest
+    once = Plan(source_digest=digest, steps=20, solver="ancestral", refreshes=(12,))
+    always = Plan(source_digest=digest, steps=20, solver="ancestral", refreshes=tuple(range(20)))
+    for cache in (E2CRF(policy="never"), None, once, always, Scripted(anything), E2CRF(R=5)):
+        assert len(tiny.sample(2, steps=20, cache=cache).series) == 2
