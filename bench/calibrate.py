@@ -396,7 +396,9 @@ class _Calibration:
 
     def _teach(self, n: int) -> None:
         """The latents of many refreshes on their way, on noise that nothing else uses."""
-        self.teacher = Teacher(self.steps, self.options.seed + 3 * _HELD_OUT_SEED)
+        network = self.model.manifest.network
+        width = n * network.num_tokens * network.num_channels
+        self.teacher = Teacher(self.steps, self.options.seed + 3 * _HELD_OUT_SEED, width)
         many = self._plan(_BAR, _TEACHER_REFRESHES)
         self._draw("trajectories to fit to", n, many, seed=self.teacher.seed, also=self.teacher.watch)
 

@@ -19,7 +19,8 @@ from runtime.noise import NoiseStream
 from runtime.sampler import DIVERGED_RMS, Model, StepInfo
 from runtime.solvers import Solver, TimeGrid
 
-_POINTS = 200  # steps at which the latents of a teacher are kept, so that refreshes may lie there
+_POINTS = (20, 200)  # steps at which the latents of a teacher are kept, so that refreshes may lie there
+_MOST_NUMBERS = 2**27  # of a teacher's latents: half a gigabyte, unless the fewest points take more
 _RIDGE = 1e-3  # the pull, of the energy of each regressor
 
 
@@ -29,9 +30,11 @@ class Teacher:
     `watch` is given every step of their trajectories, batch after batch.
     """
 
-    def __init__(self, num_steps: int, seed: int) -> None:
+    def __init__(self, num_steps: int, seed: int, num_values: int) -> None:
+        """Of `num_values` numbers a step, n N C."""
         self.num_steps, self.seed = num_steps, seed
-        self.kept = np.unique(np.linspace(0, num_steps, min(num_steps, _POINTS) + 1).round().astype(int))[1:]
+        points = min(num_steps, int(np.clip(_MOST_NUMBERS // num_values, *_POINTS)))
+        self.kept = np.unique(np.linspace(0, num_steps, points + 1).round().astype(int))[1:]
         self._wanted = frozenset(self.kept.tolist())
         self._z: dict[int, list[Floats]] = {}
 

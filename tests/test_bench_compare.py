@@ -431,3 +431,9 @@ def test_all_that_was_made_can_be_kept(found: Comparison, tmp_path: Path) -> Non
 def test_options_that_cannot_be_meant_are_an_error(gaussian: CompareOptions, change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"found|the known ones are test, train"):
         replace(gaussian, **change)  # type: ignore[arg-type]
+
+
+def test_every_way_that_is_timed_says_how_much_of_it_is_the_network(found: Comparison) -> None:
+    shares = [one.network_share for one in found.record.rows if one.ms_per_sample is not None]
+    assert shares
+    assert all(share is not None and 0 < share <= 1 for share in shares)

@@ -135,7 +135,7 @@ def taught(
     model: Model, solver: Solver, n: int = 100, *, grid: TimeGrid = TimeGrid.UNIFORM, batch_size: int = 64
 ) -> Teacher:
     """A teacher who asks the network at every step after the prior phase."""
-    teacher = Teacher(STEPS, 7)
+    teacher = Teacher(STEPS, 7, 1)
     many = plan_of(range(FIRST, STEPS), solver, Reuse.RESIDUAL, grid=grid)
     model.sample(n, cache=many, seed=teacher.seed, batch_size=batch_size, on_step=teacher.watch)
     assert teacher.num_samples == n
@@ -145,7 +145,7 @@ def taught(
 @pytest.mark.parametrize("num_steps", [10, 60, 200, 201, 1000])
 def test_the_nearest_steps_rise_and_none_is_the_end(num_steps: int) -> None:
     """Oracle: the gap of 200 steps that are kept evenly; all of them where there are no more."""
-    teacher, rng = Teacher(num_steps, 0), np.random.default_rng(0)
+    teacher, rng = Teacher(num_steps, 0, 1), np.random.default_rng(0)
     assert len(teacher.kept) == min(num_steps, 200)
     assert teacher.kept[-1] == num_steps
     for count in (1, 2, 5, 9):
@@ -343,3 +343,8 @@ def test_where_all_samples_have_left_the_data_the_new_value_is_held() -> None:
     assert (
         [float(table.min()) for table in found.tables] == [float(table.max()) for table in found.tables] == [1, 0, 0, 0]
     )
+
+
+def test_a_large_model_is_kept_at_fewer_steps() -> None:
+    """Half a gigabyte: 2^27 numbers over the steps kept; but never at fewer than 20 steps."""
+    assert [len(Teacher(1000, 0, values).kept) for values in (2**19, 2**20, 2**21, 2**25)] == [200, 128, 64, 20]
