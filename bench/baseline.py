@@ -31,6 +31,7 @@ from export.checkpoint import Checkpoint, checkpoint_of
 from export.manifest import Manifest
 from export.reference import TorchBackend, TorchKVBackend
 from runtime.backends.base import Arrays, BackendBase
+from runtime.backends.fake import whole_graph
 from runtime.errors import BackendError, require
 from runtime.sampler import Model
 from train.networks import ScoreNet, TransformerScore
@@ -97,6 +98,22 @@ def _backend_of(network: ScoreNet, form: Form) -> BackendBase:
             "run it eager or compiled"
         )
     return TorchKVBackend(network)
+
+
+class TorchGpu(BackendBase):
+    """The network in PyTorch on a GPU, eager or compiled with CUDA graphs; arrays come and go as in other backends."""
+
+    def __init__(self, network: ScoreNet, *, device: str = "cuda", is_compiled: bool) -> None:
+        options, self.name = network.options, "torch.compile cuda" if is_compiled else "pytorch cuda"
+        super().__init__({"step": whole_graph(options.num_tokens, options.num_channels)})
+        self._device, module = device, network.eval().to(device)
+        self._network = torch.compile(module, mode="reduce-overhead", dynamic=False) if is_compiled else module
+
+    @torch.inference_mode()
+    def run(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Run the network once."""
+        z, t = (torch.from_numpy(feeds[name]).to(self._device) for name in ("z", "t"))
+        return {"score": self._network(z, t).float().cpu().numpy()}
 
 
 @contextmanager

@@ -52,7 +52,7 @@ from bench.forms import Form
 from bench.gate import failures_of
 from bench.latency import RaceOptions, Rival, Timing, race
 from bench.machine import describe_machine
-from bench.on_gpu import OnGpu
+from bench.on_gpu import openers
 from bench.quality import Quality, QualityOptions, floor, judge, loss, mean_sample, paired_error
 from bench.records import Curve, Kind, Record, Row, Stages, write_records
 from bench.reference import Part, Reference, Series, read_reference
@@ -301,23 +301,25 @@ class _Bench:
     def _add_gpu(self, twins: _Twins, uncached: Contender, cached: Contender, opened: ExitStack) -> None:
         """What opens on the GPU and draws a batch each way; of the rest why it does not."""
         bundle, size = self.options.bundle, self.options.batch_size
-        for backend in OnGpu:
+        for backend, open_model in openers(bundle, self.options.checkpoint).items():
             if backend == uncached.model.backend.name:
                 continue
             self.progress(f"preparing: {backend}", 0.0)
             with ExitStack() as tried:
                 try:
-                    model = tried.enter_context(backend.open(bundle))
+                    model = tried.enter_context(open_model())
                     on_gpu = replace(uncached, model=model), replace(cached, model=model)
-                    for one in (replace(on_gpu[0], steps=2), on_gpu[1]):
-                        one.draw(size, size)
+                    replace(on_gpu[0], steps=2).draw(size, size)
                 except Exception as error:  # drivers and the libraries over them raise types of their own
-                    kind = "" if isinstance(error, BackendError) else f"{type(error).__name__}: "
-                    said = " ".join(str(error).replace(str(bundle), bundle.name).split())
-                    twins.missing.append(f"{backend}: {kind}{said}")
+                    twins.missing.append(f"{backend}: {_why(error, bundle)}")
                     continue
                 opened.enter_context(tried.pop_all())
             twins.of_uncached.append(on_gpu[0])
+            try:
+                on_gpu[1].draw(size, size)
+            except Exception as error:
+                twins.missing.append(f"{on_gpu[1].name}: {_why(error, bundle)}")
+                continue
             twins.of_cached.append(on_gpu[1])
 
     def time(self, drawn: list[_Drawn], twins: _Twins) -> _Raced:
@@ -421,6 +423,12 @@ def _counts_from(least: int, most: int) -> list[int]:
     while counts[-1] < most:
         counts.append(counts[-1] + max(1, counts[-1] // 5))
     return counts
+
+
+def _why(error: Exception, bundle: Path) -> str:
+    """An error in one line, without the folder that the bundle lies in."""
+    kind = "" if isinstance(error, BackendError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).replace(str(bundle), bundle.name).split())
 
 
 def _rows(

@@ -30,6 +30,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from bench.baseline import TorchGpu
 from bench.machine import Machine, describe_machine
 from bench.on_gpu import OnGpu
 from bench.records import plain, write_whole
@@ -38,8 +39,6 @@ from engines.gpu import visible_gpu
 from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import read_checkpoint
 from export.manifest import read_manifest
-from runtime.backends.base import Arrays, BackendBase
-from runtime.backends.fake import whole_graph
 from runtime.cache.hold import LinearHold
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Reuse
@@ -48,7 +47,7 @@ from runtime.errors import BackendError, parse_word
 from runtime.sampler import Model, load
 from runtime.sde import VP
 from train.checkpoint import KEY, ModelFacts
-from train.networks import NetworkOptions, ScoreNet, network_from_options
+from train.networks import NetworkOptions, network_from_options
 
 STEPS = 50
 REFRESHES = (5, 20, 35, 45)
@@ -115,24 +114,6 @@ class Report:
     seconds: float
 
 
-class TorchGpu(BackendBase):
-    """The network in PyTorch on a device, eager or compiled; arrays come and go as in the other backends."""
-
-    name = "pytorch"
-
-    def __init__(self, network: ScoreNet, *, device: str, is_compiled: bool) -> None:
-        options = network.options
-        super().__init__({"step": whole_graph(options.num_tokens, options.num_channels)})
-        self._device, module = device, network.eval().to(device)
-        self._network = torch.compile(module, mode="reduce-overhead", dynamic=False) if is_compiled else module
-
-    @torch.inference_mode()
-    def run(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        """Run the network once."""
-        z, t = (torch.from_numpy(feeds[name]).to(self._device) for name in ("z", "t"))
-        return {"score": self._network(z, t).float().cpu().numpy()}
-
-
 def make_model(folder: Path, options: NetworkOptions = PUBLISHED) -> Path:
     """A bundle of a network with random weights, its checkpoint, and what the CPU computes with it."""
     torch.manual_seed(0)
@@ -170,7 +151,7 @@ def open_contender(contender: Contender, folder: Path) -> Model:
         if not torch.cuda.is_available():
             raise BackendError(f"PyTorch {torch.__version__} sees no GPU, found none; install its build for CUDA")
         network = read_checkpoint(folder / "random.ckpt").network
-        backend = TorchGpu(network, device="cuda", is_compiled=contender is Contender.COMPILED)
+        backend = TorchGpu(network, is_compiled=contender is Contender.COMPILED)
         return Model(read_manifest(bundle), backend)
     one = OnGpu(contender)
     one.build(bundle, max(BATCHES), best_batch=16)

@@ -8,7 +8,9 @@ The bench races whatever opens, and leaves the bundle as it is; `startup` and `g
 their own. Building takes one flavour a process (`engines.flavor`), running takes both.
 """
 
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,3 +43,20 @@ class OnGpu(StrEnum):
         model = load(bundle, device="cuda") if self is OnGpu.ORT else load(bundle, self)
         model.backend.name = self.value  # ONNX Runtime has one name for all its devices
         return model
+
+
+def openers(bundle: Path, checkpoint: Path | None) -> "dict[str, Callable[[], Model]]":
+    """All that may run on the GPU by name, PyTorch first where there is a checkpoint; each raises where it cannot."""
+    found: dict[str, Callable[[], Model]] = {one.value: partial(one.open, bundle) for one in OnGpu}
+    if checkpoint is None:
+        return found
+
+    def pytorch(is_compiled: bool) -> "Model":
+        from bench.baseline import TorchGpu, source_of
+        from export.manifest import read_manifest
+        from runtime.sampler import Model
+
+        manifest = read_manifest(bundle)
+        return Model(manifest, TorchGpu(source_of(checkpoint, manifest).network, is_compiled=is_compiled))
+
+    return {"pytorch cuda": partial(pytorch, False), "torch.compile cuda": partial(pytorch, True)} | found

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu_check import Contender, Finding, Report, TorchGpu, examine_contender, main, make_model, markdown_of
+from bench.baseline import TorchGpu
+from bench.gpu_check import Contender, Finding, Report, examine_contender, main, make_model, markdown_of
 from bench.machine import describe_machine
 from engines.errors import EngineError
 from export.checkpoint import read_checkpoint

@@ -146,3 +146,32 @@ def test_a_bench_imports_no_library_of_a_gpu() -> None:
 
 def test_all_that_open_a_gpu_mean_the_same_by_a_name() -> None:
     assert {rival.value for rival in StartRival if rival.needs_gpu} == {one.value for one in OnGpu}
+
+
+def test_pytorch_on_the_gpu_stands_beside_the_engines(
+    options: CompareOptions, with_gpu: list[RecordingDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the CPU for a GPU: eager is a twin of both rows, and a speed-up on a GPU has its own PyTorch to stand by."""
+    monkeypatch.setattr("bench.baseline.TorchGpu.__init__.__kwdefaults__", {"device": "cpu"})
+    monkeypatch.setattr("torch.compile", lambda module, **_: module)
+    plan = replace(options.cache, K=0, low_steps=())  # type: ignore[type-var]
+    checkpoint = options.bundle.parent / "tiny.ckpt"
+    rows = rows_by_name(compare(replace(options, cache=plan, checkpoint=checkpoint)))
+    for name in ("pytorch cuda", "torch.compile cuda"):
+        for way in WAYS:
+            one = rows[f"{name}, {way}"]
+            assert one.same_as == f"onnxruntime, {way}"
+            assert one.paired_error is not None
+            assert one.paired_error < 1e-4
+            assert one.speedup is not None
+
+
+def test_where_the_plan_asks_for_few_tokens_pytorch_on_the_gpu_is_uncached(
+    options: CompareOptions, with_gpu: list[RecordingDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.baseline.TorchGpu.__init__.__kwdefaults__", {"device": "cpu"})
+    monkeypatch.setattr("torch.compile", lambda module, **_: module)
+    found = compare(replace(options, checkpoint=options.bundle.parent / "tiny.ckpt"))
+    assert "pytorch cuda, uncached" in rows_by_name(found)
+    assert "pytorch cuda, E2-CRF" not in rows_by_name(found)
+    assert [note for note in found.record.notes if note.startswith("pytorch cuda, E2-CRF: ")]
