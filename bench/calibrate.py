@@ -444,8 +444,9 @@ class _Calibration:
             tried_here = [entry.candidate for entry in ranked]
             plain = [candidate for candidate in tried_here if not candidate.reuse.is_fitted][:_KEPT]
             fitted = [candidate for candidate in tried_here if candidate.reuse.is_fitted][: _KEPT // 2]
-            # The way of the bar stays: with enough refreshes it meets the budget.
-            candidates = list(dict.fromkeys([*plain, *fitted, _BAR]))
+            if count > 1:  # one refresh is not spaced, so it says nothing of spacings
+                # The way of the bar stays: with enough refreshes it meets the budget.
+                candidates = list(dict.fromkeys([*plain, *fitted, _BAR]))
             if self.can_split:
                 with_lows = [replace(candidate, lows=lows) for candidate in plain[:4] for lows in (1, 2)]
                 ranked += self._ranked(with_lows, count, sizes.search, bars[sizes.search])

@@ -55,7 +55,7 @@ def _restless(model: Model) -> Model:
 
 def test_a_budget_that_cannot_be_met_is_said_to_be() -> None:
     model = _restless(gaussian(16, VP(), "frequency").model)
-    plan = calibration(model, budget=0.0, most_refreshes=2).run()
+    plan = calibration(model, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=2).run()
     told = plan.measured
     assert not told["met"]
     assert {entry["passes"] for entry in told["tried"]} == {1.0, 2.0}
@@ -79,7 +79,8 @@ def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_sti
     monkeypatch.setattr(_Calibration, "_search", far_from_the_bar)
     told = calibration(correlated, budget=0.05).run().measured
     assert (told["met"], told["within_budget_of"]) == (True, "every step computed")
-    told = calibration(_restless(gaussian(16, VP(), "frequency").model), budget=0.0, most_refreshes=2).run().measured
+    restless = _restless(gaussian(16, VP(), "frequency").model)
+    told = calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=2).run().measured
     assert (told["met"], told["within_budget_of"]) == (False, None)
 
 
@@ -92,9 +93,26 @@ def test_the_way_of_the_bar_stays_among_the_candidates(monkeypatch: pytest.Monke
         return ranked(self, candidates, *rest)
 
     monkeypatch.setattr(_Calibration, "_ranked", heard)
-    calibration(_restless(gaussian(16, VP(), "frequency").model), budget=0.0, most_refreshes=4).run()
+    restless = _restless(gaussian(16, VP(), "frequency").model)
+    calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=4).run()
     assert len(tried) == 4
     assert all(bench.calibrate._BAR in candidates for candidates in tried)
+
+
+def test_one_refresh_says_nothing_of_spacings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All spacings of one refresh are the same plan, so each is still there for two; from then on the best go on."""
+    ranked, tried = _Calibration._ranked, list[list[Candidate]]()
+
+    def heard(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
+        tried.append(list(candidates))
+        return ranked(self, candidates, *rest)
+
+    monkeypatch.setattr(_Calibration, "_ranked", heard)
+    restless = _restless(gaussian(16, VP(), "frequency").model)
+    calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=3).run()
+    assert tried[1] == tried[0]
+    assert {candidate.spacing for candidate in tried[1]} == set(bench.calibrate._SPACINGS)
+    assert len(tried[2]) < len(tried[1])
 
 
 def test_what_is_fitted_crowds_no_plain_candidates_out(monkeypatch: pytest.MonkeyPatch) -> None:
