@@ -118,7 +118,7 @@ def _as_good(record: Record) -> Cell:
     """Speed and passes of few steps of equal quality."""
     if (row := row_of(record, Way.FEWER_AS_GOOD)) is None:
         return Cell("none found")
-    told = f"{times(row.speedup)}, {number(row.passes, '.4g')} passes"
+    told = f"{times(row.speedup)}, {number(row.passes, '.4g')} pass{'' if row.passes == 1 else 'es'}"
     return Cell(told, source_of(row, ("speedup", "passes")))
 
 
