@@ -84,30 +84,29 @@ def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_sti
     assert (told["met"], told["within_budget_of"]) == (False, None)
 
 
-def test_the_way_of_the_bar_stays_among_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search on few samples may drop what is best with many refreshes."""
-    ranked, tried = _Calibration._ranked, list[list[Candidate]]()
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[list[Candidate]]:
+    """The candidates that a calibration tries, by numbers of refreshes."""
+    ranked, heard = _Calibration._ranked, list[list[Candidate]]()
 
-    def heard(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
-        tried.append(list(candidates))
+    def listening(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
+        heard.append(list(candidates))
         return ranked(self, candidates, *rest)
 
-    monkeypatch.setattr(_Calibration, "_ranked", heard)
+    monkeypatch.setattr(_Calibration, "_ranked", listening)
+    return heard
+
+
+def test_the_way_of_the_bar_stays_among_the_candidates(tried: list[list[Candidate]]) -> None:
+    """A search on few samples may drop what is best with many refreshes."""
     restless = _restless(gaussian(16, VP(), "frequency").model)
     calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=4).run()
     assert len(tried) == 4
     assert all(bench.calibrate._BAR in candidates for candidates in tried)
 
 
-def test_one_refresh_says_nothing_of_spacings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_refresh_says_nothing_of_spacings(tried: list[list[Candidate]]) -> None:
     """All spacings of one refresh are the same plan, so each is still there for two; from then on the best go on."""
-    ranked, tried = _Calibration._ranked, list[list[Candidate]]()
-
-    def heard(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
-        tried.append(list(candidates))
-        return ranked(self, candidates, *rest)
-
-    monkeypatch.setattr(_Calibration, "_ranked", heard)
     restless = _restless(gaussian(16, VP(), "frequency").model)
     calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=3).run()
     assert tried[1] == tried[0]
@@ -115,19 +114,14 @@ def test_one_refresh_says_nothing_of_spacings(monkeypatch: pytest.MonkeyPatch) -
     assert len(tried[2]) < len(tried[1])
 
 
-def test_what_is_fitted_crowds_no_plain_candidates_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_fitted_crowds_no_plain_candidates_out(tried: list[list[Candidate]]) -> None:
     """With one refresh a fit is best by far; with the many that a stochastic solver may need it need not be."""
-    ranked, tried = _Calibration._ranked, list[int]()
-
-    def heard(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
-        tried.append(sum(not candidate.reuse.is_fitted for candidate in candidates))
-        return ranked(self, candidates, *rest)
-
-    monkeypatch.setattr(_Calibration, "_ranked", heard)
     model = _restless(gaussian(16, VP(), "frequency").model)
     calibration(model, solver=Solver.EULER_MARUYAMA, budget=0.0, most_refreshes=4).run()
     assert len(tried) == 4
-    assert min(tried) >= 8  # as many as go on where nothing is fitted
+    assert (
+        min(sum(not one.reuse.is_fitted for one in candidates) for candidates in tried) >= 8
+    )  # as many as go on where nothing is fitted
 
 
 def test_a_larger_budget_is_never_dearer(correlated: Model) -> None:
