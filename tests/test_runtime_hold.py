@@ -158,7 +158,8 @@ def test_a_fit_of_another_model_is_refused(model: Model) -> None:
 
 
 def test_only_a_plan_has_what_is_fitted() -> None:
-    with pytest.raises(OptionError, match=r"without a plan, reuse must be one of feature, .*, found .*calibrate"):
+    said = r"without a plan, reuse must be one of feature, .*, found 'residual-fitted'; `e2crf calibrate` makes a plan"
+    with pytest.raises(OptionError, match=said):
         E2CRF(reuse="residual-fitted")
 
 

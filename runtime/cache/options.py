@@ -74,7 +74,7 @@ class E2CRF:
     def __post_init__(self) -> None:
         name = parse_word(PolicyName, self.policy, "policy")
         reuse = parse_word(Reuse, self.reuse, "reuse mode")
-        require(not reuse.is_fitted, f"without a plan, reuse must be one of {', '.join(UNFITTED)}", reuse,
+        require(not reuse.is_fitted, f"without a plan, reuse must be one of {', '.join(UNFITTED)}", reuse.value,
                 "`e2crf calibrate` makes a plan that is fitted to the model")  # fmt: skip
         for knob, policies in _BELONGS.items():
             if getattr(self, knob) is not None and name not in policies:
