@@ -125,7 +125,7 @@ Miss = Callable[[Contender], float]  # how far what a contender draws is from re
 FEW_STEP_SOLVERS = tuple(product(Solver, TimeGrid))
 ROUGHLY = QualityOptions(num_directions=256, num_resamples=1, interval_directions=1)  # to compare, without intervals
 _PRIORS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75)  # prior phases that rivals try, beside that of the cached one
-_USUAL_PRIOR = 0.45  # the one of them that few steps do best in, on most models
+_MIDDLE_PRIOR = 0.45  # the one of them that all few-step solvers try
 TAYLOR_STEPS = 50  # of the originals' samplers; as many as in the cached row are tried too
 
 
@@ -217,7 +217,7 @@ def each_solver(cached: Contender, passes: int, miss: Miss) -> list[tuple[float,
 
     The prior phase of the cached one was calibrated for its cache: all try one other, the two best of them every one.
     """
-    priors = (prior_of(cached), _USUAL_PRIOR)
+    priors = (prior_of(cached), _MIDDLE_PRIOR)
     best = [
         _best([fewer_steps(cached, solver, grid, passes, alpha) for grid in TimeGrid for alpha in priors], miss)
         for solver in Solver

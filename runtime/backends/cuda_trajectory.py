@@ -7,7 +7,8 @@ kernel for the whole run of them.
 
 Keys and values are two sets that change places at every network call, so every graph is captured twice, once
 for either direction. A step runs plainly the first time, is captured the second, and replayed from then on; where
-a capture fails (an engine that cannot be captured), it goes on running plainly.
+a capture fails (an engine that cannot be captured), it goes on running plainly. What a fitted plan holds after a
+refresh is one more launch behind it, since it differs from refresh to refresh.
 
 The host keeps what follows from its own decisions (ages, counts). The surprise of a refresh, which the guard of a
 plan looks at, is fetched when the policy asks for it: at the step after the refresh. Where samples of a batch are
@@ -232,7 +233,7 @@ class Lane:
         launch("settle", rows, frame, call.tokens, call.token.address, call.z.address, call.score.address)
 
     def _hold(self, hold: Hold) -> None:
-        """Hold what a decision says instead of what a full refresh made, after its update: its call still has z."""
+        """Hold what a decision says instead of what a full refresh made; its call still has the z of that step."""
         if not isinstance(hold, LinearHold):
             raise BackendError(f"a GPU holds linear functions, found {type(hold).__name__}; sample on the CPU")
         if hold not in self._holds:
