@@ -8,8 +8,8 @@ compiled), the split graphs and, where there is a GPU, all backends that open on
 and with the cache.
 *Quality*: each way of sampling draws `num_samples` series from the same noise, which are judged against
 real ones (`quality`); two rows of real series stand below as yardsticks. A way that asks the network at most steps
-draws as many as the uncached one, since a thousand of them take hours at the published size; the loss is taken
-over as many of the cached ones.
+draws `num_uncached` of them, since a thousand take hours at the published size; uncached samples of a file are all
+judged. The loss is taken over as many of the cached ones.
 
 These twins draw what the `step` graph draws: their paired error says how nearly, in the batch that is timed, and their
 quality is that of the row they are the same as. Without a checkpoint there is no PyTorch row and the uncached row comes
@@ -85,7 +85,7 @@ class CompareOptions:
     part: str = Part.TEST  # the part of the reference that judges
     num_samples: int = 200  # for quality
     uncached: Path | None = None  # uncached samples drawn before, by `e2crf sample --uncached`
-    num_uncached: int | None = None  # of them uncached; None: as many
+    num_uncached: int | None = None  # drawn here by ways that ask the network at most steps; None: as many
     num_search: int = 128  # at most, for finding the rival of equal quality
     equal_within: float = 0.02  # a rival is as good if it misses by no more than this share (`contenders.miss_from`)
     most_passes: int = 32  # of a rival of equal quality; nor more than four times the cache's, or eight
@@ -151,7 +151,8 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         raced = bench.time([uncached, cached, *rivals], twins)
         few = len(uncached.series)
         alike = judge(cached.series[:few], reference, options.quality)  # as many as uncached ones
-        without = bench.without_reuse(cached, few)
+        yardsticks = bench.yardsticks()
+        failures = bench.failures(uncached, cached, yardsticks[MEAN_SAMPLE])
         curves = bench.curves(uncached, cached)
     progress("timing: steps", 0.0)
     costs = step_costs_apart(options.bundle, options.backend, options.threads, options.batch_size)
@@ -159,7 +160,6 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
     paired = dict(raced.rounding)
     if cached.contender.solver == options.solver:  # from the same noise
         paired[cached.contender.name] = paired_error(cached.series[:few], uncached.series, reference)
-    yardsticks = bench.yardsticks()
     rows = _rows([uncached, cached, *rivals], twins, raced, paired, yardsticks)
     facts = asdict(replace(options, cache=Auto.AUTO)) | {"cache": chosen.facts}
     record = replace(
@@ -173,7 +173,7 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         curves=curves,
         recomputed=recomputed_of(cached.drawn.stats),
         notes=tuple(dict.fromkeys((*twins.missing, *starts.missing))),
-        failures=failures_of(alike, uncached.quality, yardsticks[MEAN_SAMPLE], options.max_sw_loss, without),
+        failures=failures,
     )
     write_records(options.bundle / REPORTS / RECORD_FILE, [record])
     drawn_here = {"e2crf": cached.drawn} | ({} if uncached.samples is None else {"uncached": uncached.samples})
@@ -235,9 +235,9 @@ class _Bench:
         return _Drawn(contender, samples.series, row_of(contender.name, contender, samples), quality, samples)
 
     def stored(self, contender: Contender, path: Path) -> _Drawn:
-        """Uncached samples from a file, as many as are asked for."""
+        """Uncached samples from a file, no more than are judged of others."""
         series, row = stored(path, contender)
-        series = series[: self.options.num_uncached or self.options.num_samples]
+        series = series[: self.options.num_samples]
         return _Drawn(contender, series, row, judge(series, self.reference, self.options.quality))
 
     def rivals(self, cached: _Drawn, first: Contender, opened: ExitStack) -> Iterator[Contender]:
@@ -349,17 +349,22 @@ class _Bench:
         shares = {name: found.stats.work.seconds / found.stats.seconds for name, (found, _) in last.items()}
         return _Raced(timings, rounding, shares)
 
-    def without_reuse(self, cached: _Drawn, n: int) -> Quality | None:
-        """The same prior phase and the network at every later step, for the gate; None where there is no gate."""
-        if self.options.max_sw_loss is None:
-            return None
+    def failures(self, uncached: _Drawn, cached: _Drawn, mean: Quality) -> tuple[str, ...]:
+        """What the gate objects to, which also sees the same prior phase with the network at every later step."""
+        options = self.options
+        if options.max_sw_loss is None:
+            return ()
+        n = min(len(uncached.series), options.num_uncached or options.num_samples)
         one = replace(cached.contender, way=Way.UNCACHED, cache=_without_reuse(cached.contender))
 
         def tell(doing: str, share: float) -> None:
             self.progress("sampling: the same prior phase without reuse", share)
 
-        series = one.draw(n, self.options.sampling_batch, tell).series
-        return judge(series, self.reference, self.options.quality)
+        without = one.draw(n, options.sampling_batch, tell).series
+        alike, plain, every_step = (
+            judge(series[:n], self.reference, options.quality) for series in (cached.series, uncached.series, without)
+        )
+        return failures_of(alike, plain, mean, options.max_sw_loss, every_step)
 
     def curves(self, uncached: _Drawn, cached: _Drawn) -> tuple[Curve, ...]:
         """What runs over frequencies, lags and steps."""

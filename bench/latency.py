@@ -3,8 +3,13 @@
 A small shared machine drifts by tens of per cent from minute to minute. Rivals timed one after another would be
 compared across that drift; here every round times all of them, each round in the opposite order of the last, and
 the first rival, which the others are measured against, again between any two others (where it is not slower than
-`between_s`): a speed-up is the mean of its turns right before and right after, over the turn of the rival. Then comes
-the median over rounds. The ratio is what repeats; the milliseconds are of this machine on this day.
+`between_s`): each turn of a rival is set against the mean of the first one's right before and right after.
+
+What disturbs a shared machine only ever slows it, for seconds at a time, and not everybody alike: a neighbour who sits
+on the second core costs whoever asks two threads to meet after every operator. So a speed-up is taken over the quieter
+half of the rounds, those in which this rival and the first one together took least: the median of the ratios of their
+turns. The choice is even-handed, and repeats where a median over all rounds tells how often somebody else was there.
+Milliseconds are medians over all rounds, of this machine on this day.
 
 For that no turn may be long. A rival samples whole trajectories, end to end from noise to series. One that computes
 every step alike (an uncached one) and would take longer than `limit_s` is timed over fewer steps instead and scaled
@@ -13,8 +18,9 @@ repeats do not count: threads that the rival before left looking for work, and c
 simulated machine that drifts as shared ones do (`test_bench_latency`), 40 races of a rival of 38 ms against one of
 15 s then agree within 5 %; timed over whole trajectories they are apart by 60 %.
 
-Intervals are order statistics of the rounds, which hold the median with a chance of at least 95 % if rounds are
-independent; of fewer than six rounds they are the range (five: 94 %, three: 75 %). p90 and p99 are over single
+Intervals of milliseconds are order statistics of the rounds, which hold the median with a chance of at least 95 % if
+rounds are independent; of fewer than six rounds they are the range (five: 94 %, three: 75 %). Those of speed-ups are
+percentiles of a bootstrap over rounds. p90 and p99 are over single
 trajectories of all rounds; of a rival timed over fewer steps they are wider than those of whole trajectories.
 """
 
@@ -33,6 +39,8 @@ Floats = NDArray[np.float64]
 _PROBE_STEPS = 3
 _MOST_REPEATS = 1000
 _LEVEL = 0.95  # of intervals
+_LEAST_QUIET = 3  # rounds that count for a speed-up, or all where there are no more
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,8 @@ class Timing:
     high_ms: float
     p90_ms: float  # of single trajectories
     p99_ms: float
-    speedup: float  # how many times faster than the first rival; median over rounds
-    speedup_low: float  # interval of that median
+    speedup: float  # how many times faster than the first rival, median over the quieter half of the rounds
+    speedup_low: float  # its interval
     speedup_high: float
     measured_steps: int  # fewer than asked for if the rival was too slow to be timed whole
     rounds_ms: list[float]  # in the order they ran
@@ -107,7 +115,7 @@ def race(
         for index in everyone:
             announce(index)
             warm_s[index] = timed(index)
-    taken, speedups = np.empty((2, options.rounds, len(rivals)))
+    taken, beside = np.empty((2, options.rounds, len(rivals)))
     single: list[list[float]] = [[] for _ in rivals]
     for number in range(options.rounds):
         order = _order(len(rivals), warm_s[0] <= options.between_s, reverse=number % 2 == 1)
@@ -120,16 +128,18 @@ def race(
             middles.append(float(np.median(repeats)))
         for index in everyone:
             taken[number, index] = np.mean([middles[place] for place, one in enumerate(order) if one == index])
-            speedups[number, index] = np.mean(_beside(index, order, middles)) / taken[number, index]
+            beside[number, index] = np.mean(_beside(index, order, middles)) if index else taken[number, 0]
     return [
-        _told(rival.name, taken[:, index], speedups[:, index], single[index], steps[index])
+        _told(rival.name, taken[:, index], beside[:, index], single[index], steps[index])
         for index, rival in enumerate(rivals)
     ]
 
 
-def _told(name: str, taken: Floats, speedups: Floats, single: list[float], measured_steps: int) -> Timing:
+def _told(name: str, taken: Floats, beside: Floats, single: list[float], measured_steps: int) -> Timing:
     low, high = median_interval(taken.tolist())
-    speedup_low, speedup_high = median_interval(speedups.tolist())
+    again = np.random.default_rng(0).integers(len(taken), size=(_RESAMPLES, len(taken)))
+    tails = (1 - _LEVEL) / 2, (1 + _LEVEL) / 2
+    speedup_low, speedup_high = np.quantile(_quiet_ratio(beside[again], taken[again]), tails)
     return Timing(
         name=name,
         median_ms=float(np.median(taken)),
@@ -137,12 +147,19 @@ def _told(name: str, taken: Floats, speedups: Floats, single: list[float], measu
         high_ms=high,
         p90_ms=float(np.quantile(single, 0.9)),
         p99_ms=float(np.quantile(single, 0.99)),
-        speedup=float(np.median(speedups)),
-        speedup_low=speedup_low,
-        speedup_high=speedup_high,
+        speedup=float(_quiet_ratio(beside, taken)),
+        speedup_low=float(speedup_low),
+        speedup_high=float(speedup_high),
         measured_steps=measured_steps,
         rounds_ms=taken.tolist(),
     )
+
+
+def _quiet_ratio(beside: Floats, taken: Floats) -> Floats:
+    """The first rival's time over another's, both [..., round]: the median over the quieter half of the rounds."""
+    quiet = np.argsort(beside * taken, axis=-1)[..., : max(_LEAST_QUIET, (taken.shape[-1] + 1) // 2)]
+    ratio: Floats = np.median(np.take_along_axis(beside / taken, quiet, axis=-1), axis=-1)
+    return ratio
 
 
 def _order(num_rivals: int, is_between: bool, *, reverse: bool) -> list[int]:
@@ -156,7 +173,7 @@ def _order(num_rivals: int, is_between: bool, *, reverse: bool) -> list[int]:
 def _beside(index: int, order: list[int], middles: list[float]) -> list[float]:
     """The turns of the first rival that stand next to that of rival `index`; all of the round if none does."""
     place = order.index(index)
-    near = [middles[one] for one in (place - 1, place + 1) if index and 0 <= one < len(order) and order[one] == 0]
+    near = [middles[one] for one in (place - 1, place + 1) if 0 <= one < len(order) and order[one] == 0]
     return near or [middle for one, middle in zip(order, middles, strict=True) if one == 0]
 
 

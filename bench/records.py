@@ -60,8 +60,8 @@ class Row:
     high_ms_per_sample: float | None = None
     p90_ms_per_sample: float | None = None
     p99_ms_per_sample: float | None = None
-    speedup: float | None = None  # over the first rival, median over rounds
-    low_speedup: float | None = None  # interval of that median
+    speedup: float | None = None  # over the first rival, in the quieter half of the rounds
+    low_speedup: float | None = None  # its interval
     high_speedup: float | None = None
     network_share: float | None = None  # of the time of a batch: in network calls, on a GPU by device events
     measured_steps: int | None = None  # below `steps`: timed in part and scaled up

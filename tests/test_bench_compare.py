@@ -218,11 +218,16 @@ def test_uncached_samples_of_a_file_are_worth_what_drawn_ones_are(
     assert set(again.drawn) == {"e2crf"}  # what was there before is not written once more
 
 
-def test_of_a_file_as_many_are_taken_as_asked_for(copied: CompareOptions, found: Comparison, stored: Path) -> None:
-    again = compare(replace(copied, uncached=stored, num_uncached=50))
+def test_fewer_are_drawn_of_what_asks_the_network_at_most_steps_but_a_file_is_judged_whole(
+    copied: CompareOptions, found: Comparison, stored: Path
+) -> None:
+    again = compare(replace(copied, num_uncached=50))
     assert np.array_equal(again.uncached, found.uncached[:50])
     assert row(again, "fake, uncached").num_samples == 50
     assert row(again, "fake, E2-CRF").num_samples == 300
+    read = compare(replace(copied, uncached=stored, num_uncached=50, max_sw_loss=0.05))
+    assert read.record.passed
+    assert row(read, "fake, uncached").num_samples == 300
     alike = judge(again.cached.series[:50], again.reference, QUICK)
     uncached = judge(again.uncached, again.reference, QUICK)
     assert again.record.loss_time.value == pytest.approx(alike.time.sliced / uncached.time.sliced - 1, abs=1e-12)

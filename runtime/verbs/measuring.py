@@ -75,7 +75,9 @@ def bench(
     part: Annotated[str, typer.Option(help="Part of the real series that judges: test, train.")] = "test",
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge quality on.")] = 64,
     uncached: Annotated[Path | None, typer.Option(help="Uncached samples drawn before (sample --uncached).")] = None,
-    num_uncached: Annotated[int | None, typer.Option(help="Fewer of them uncached; default: as many.")] = None,
+    num_uncached: Annotated[
+        int | None, typer.Option(help="Fewer of what asks the network at most steps; default: as many.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Batch that is timed.")] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds of timing, rivals in turn.")] = 21,
     limit_s: Annotated[float, typer.Option(help="Uncached rivals run for so many seconds a turn.")] = 0.3,
