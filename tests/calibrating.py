@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from gaussian_bundle import write_gaussian_bundle
 
-from bench.calibrate import CalibrateOptions, Sizes, _Calibration
+from bench.calibrate import CalibrateOptions
+from bench.calibration import Calibration, Sizes
 from runtime.sampler import Model, load
 from runtime.sde import VP
 from runtime.solvers import Solver
@@ -19,11 +20,11 @@ FEWEST = Sizes(uncached=8, teacher=48, search=16, final=64, check=32)
 
 def calibration(
     model: Model, told: list[tuple[str, float]] | None = None, *, solver: str = Solver.DDIM, **options: Any
-) -> _Calibration:
+) -> Calibration:
     """A calibration of a model that is open already; it tells `told` how far it is."""
     chosen = CalibrateOptions(**({"bundle": Path("none"), "steps": (STEPS,), "minutes": SHORTEST} | options))
     tell = (lambda doing, share: None) if told is None else lambda doing, share: told.append((doing, share))
-    return _Calibration(model, chosen, solver, chosen.steps[0], tell, 1e-3)
+    return Calibration(model, chosen, solver, chosen.steps[0], tell, 1e-3)
 
 
 @pytest.fixture(scope="module")

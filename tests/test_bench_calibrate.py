@@ -11,7 +11,10 @@ import pytest
 from gaussian_bundle import real_series
 from numpy.typing import NDArray
 
-from bench.calibrate import CalibrateOptions, Candidate, Sizes, _Calibration, calibrate, sizes_for
+from bench.calibrate import CalibrateOptions, calibrate
+from bench.calibration import Calibration, Sizes, sizes_for
+from bench.candidates import SPACINGS, Candidate
+from bench.guard import with_guard
 from bench.wasserstein import mean_of_roots, sliced_distances
 from runtime.cache.hold import LinearHold
 from runtime.cache.plan import Plan, read_plan
@@ -25,13 +28,11 @@ from tests import calibrating
 from tests.calibrating import FEWEST, SHORTEST, STEPS, calibration
 from tests.tiny import gaussian, make_bundle
 
-SPACINGS = ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift")
-
 exact, correlated = calibrating.exact, calibrating.correlated
 
 
 @pytest.fixture(scope="module")
-def begun(correlated: Model) -> tuple[_Calibration, Plan]:
+def begun(correlated: Model) -> tuple[Calibration, Plan]:
     calibrating = calibration(correlated)
     return calibrating, calibrating.run()
 
@@ -63,7 +64,7 @@ def test_a_smooth_residual_needs_a_few_refreshes(correlated: Model, solver: Solv
         correlated.sample(2, cache=plan, solver=Solver.EULER_MARUYAMA)
 
 
-def test_a_plan_survives_its_file(begun: tuple[_Calibration, Plan], tmp_path: Path) -> None:
+def test_a_plan_survives_its_file(begun: tuple[Calibration, Plan], tmp_path: Path) -> None:
     _, plan = begun
     plan.write(tmp_path / "plan.json")
     read = read_plan(tmp_path / "plan.json")
@@ -76,13 +77,13 @@ def test_a_plan_survives_its_file(begun: tuple[_Calibration, Plan], tmp_path: Pa
     json.dumps(plan.measured, allow_nan=False)
 
 
-def test_what_was_measured_is_told(begun: tuple[_Calibration, Plan]) -> None:
+def test_what_was_measured_is_told(begun: tuple[Calibration, Plan]) -> None:
     _, plan = begun
     told = plan.measured
     assert set(told) == {
         "budget", "met", "within_budget_of", "passes", "alpha_prior", "spacing", "num_samples", "judges", "uncached",
         "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out", "paired_bar_to_dense",
-        "paired_plan_to_dense", "drift", "tried", "seconds",
+        "paired_plan_to_dense", "drift", "tried", "time_was_up_after_refreshes", "seconds",
     }  # fmt: skip
     assert told["num_samples"] == {"uncached": 8, "fit": 48, "search": 16, "final": 64, "check": 32}
     for name in ("uncached", "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out"):
@@ -96,31 +97,29 @@ def test_what_was_measured_is_told(begun: tuple[_Calibration, Plan]) -> None:
 
 
 def test_met_says_what_the_plan_does_on_noise_the_search_has_not_seen(
-    begun: tuple[_Calibration, Plan], correlated: Model
+    begun: tuple[Calibration, Plan], correlated: Model
 ) -> None:
     """Oracle: the plan without its guard drawn again, and both distances taken by hand."""
     calibrating, plan = begun
     again = correlated.sample(FEWEST.check, seed=1 << 20, cache=replace(plan, surprise=())).series.astype(np.float64)
-    real = calibrating.judges.series.astype(np.float64)
+    real = calibrating.judges.reference.series.astype(np.float64)
     for name, a, b in (("sw_time", again, real), ("sw_frequency", dft(again), dft(real))):
         flat = a.reshape(len(a), -1), b.reshape(len(b), -1)
-        distance = mean_of_roots(sliced_distances(*flat, calibrating.directions))
+        distance = mean_of_roots(sliced_distances(*flat, calibrating.judges.directions))
         assert plan.measured["plan_held_out"][name] == pytest.approx(distance, rel=1e-6)  # batches differ in rounding
         assert distance <= (1 + plan.measured["budget"]) * plan.measured["bar_held_out"][name]
 
 
 @pytest.mark.parametrize("reuse", [Reuse.RESIDUAL, Reuse.RESIDUAL_FITTED])
-def test_a_plan_has_one_surprise_per_refresh_the_99th_percentile(
-    begun: tuple[_Calibration, Plan], reuse: Reuse
-) -> None:
+def test_a_plan_has_one_surprise_per_refresh_the_99th_percentile(begun: tuple[Calibration, Plan], reuse: Reuse) -> None:
     """Oracle: the residual held by hand from one refresh to the next, over a run that is watched."""
     calibrating, plan = begun
     assert len(plan.surprise) == len(plan.refreshes)
-    model, gain, refreshes = calibrating.model, calibrating.schedule.gaussian, (25, 40, 50)
+    model, gain, refreshes = calibrating.model, calibrating.planner.schedule.gaussian, (25, 40, 50)
     tables = np.random.default_rng(0).normal((1.0, 0.0, 0.0, 0.0), 0.05, (3, 16, 1, 4)).astype(np.float32)
     fit = tuple(LinearHold(*np.moveaxis(one, -1, 0)) for one in tables) if reuse.is_fitted else ()
     fixed = Plan(source_digest="none", steps=STEPS, solver=Solver.DDIM, reuse=reuse, refreshes=refreshes, fit=fit)
-    found = calibrating._with_surprise(fixed, 40).surprise
+    found = with_guard(fixed, lambda cache: model.sample(40, steps=STEPS, solver=Solver.DDIM, cache=cache)).surprise
     infos: list[tuple[NDArray[Any], NDArray[Any]]] = []
     model.sample(40, cache=fixed, on_step=lambda info: infos.append((info.z.copy(), info.data.copy())))
     residual = {i: infos[i][1] - gain[i] * infos[i - 1][0] for i in refreshes}
@@ -140,8 +139,8 @@ def test_a_plan_has_one_surprise_per_refresh_the_99th_percentile(
 
 def test_the_guard_leaves_rounding_alone(exact: Model) -> None:
     """Where nothing is ever off, a limit of zero would refresh every sample once more between any two refreshes."""
-    calibrating = calibration(exact)
-    plan = calibrating._with_surprise(calibrating._plan(Candidate(0.1, "power 1", Reuse.RESIDUAL), 4), 32)
+    even = calibration(exact).planner.plan(Candidate(0.1, "power 1", Reuse.RESIDUAL), 4)
+    plan = with_guard(even, lambda cache: exact.sample(32, steps=STEPS, solver=Solver.DDIM, cache=cache))
     assert len(plan.refreshes) == len(plan.surprise) == 4
     assert exact.sample(32, cache=plan).stats.passes == 4
 
@@ -213,8 +212,8 @@ def test_low_frequencies_cost_their_measured_price(tmp_path: Path) -> None:
     folder, _ = make_bundle(tmp_path)
     with load(folder, threads=1) as model:
         calibrating = calibration(model)
-        calibrating.low_price = 0.25
-        plan = calibrating._plan(Candidate(0.2, "power 1", Reuse.RESIDUAL, lows=2), 3)
+        calibrating.planner.low_price = 0.25
+        plan = calibrating.planner.plan(Candidate(0.2, "power 1", Reuse.RESIDUAL, lows=2), 3)
         assert plan.K == 3
         assert len(plan.low_steps) == 6  # two after each refresh
         assert not set(plan.low_steps) & set(plan.refreshes)
@@ -239,13 +238,13 @@ def test_real_series_judge_where_there_are_any_the_larger_part(exact: Model, tmp
     np.savez(tmp_path / "reference.npz", **parts)
     calibrating = calibration(exact, reference=tmp_path / "reference.npz")
     assert calibrating.run().measured["judges"] == f"{max(num_train, 80)} real series"
-    assert np.array_equal(calibrating.judges.series, parts["train" if num_train > 80 else "test"])
+    assert np.array_equal(calibrating.judges.reference.series, parts["train" if num_train > 80 else "test"])
 
 
 def test_else_the_models_own_series_judge_and_that_is_said(exact: Model) -> None:
     calibrating = calibration(exact)
     assert calibrating.run().measured["judges"] == "the model's own series"
-    assert len(calibrating.judges.series) == len(calibrating.judges.held_out) == 64
+    assert len(calibrating.judges.reference.series) == len(calibrating.judges.reference.held_out) == 64
 
 
 # Spacings
@@ -255,12 +254,12 @@ def test_else_the_models_own_series_judge_and_that_is_said(exact: Model) -> None
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_refreshes_rise_from_the_prior_phase_on(process: Process, spacing: str) -> None:
     calibrating = calibration(gaussian(12, process, "frequency").model)
-    _, calibrating.drift = calibrating._dense(4)
+    _, calibrating.planner.drift = calibrating._dense(4)
     for alpha_prior in (0.1, 0.3, 0.6):
         for count in (1, 2, 5, 16, 32):
-            refreshes = calibrating._plan(Candidate(alpha_prior, spacing, Reuse.RESIDUAL), count).refreshes
+            refreshes = calibrating.planner.plan(Candidate(alpha_prior, spacing, Reuse.RESIDUAL), count).refreshes
             first = refreshes[0]
-            assert calibrating.signal[first - 1] < alpha_prior <= calibrating.signal[first]
+            assert calibrating.planner.signal[first - 1] < alpha_prior <= calibrating.planner.signal[first]
             assert all(a < b for a, b in pairwise(refreshes))
             assert refreshes[-1] < STEPS
             assert 1 <= len(refreshes) <= count
@@ -272,9 +271,9 @@ def test_refreshes_rise_from_the_prior_phase_on(process: Process, spacing: str) 
 def test_powers_are_spaced_as_said(correlated: Model, power: int) -> None:
     calibrating = calibration(correlated, steps=(1000,))
     first = 300
-    refreshes = calibrating._spaced(f"power {power}", first, 8)
-    t = calibrating.schedule.times[list(refreshes)]
-    wanted = calibrating.schedule.times[first] * (1 - np.arange(8) / 8) ** power
+    refreshes = calibrating.planner.spaced(f"power {power}", first, 8)
+    t = calibrating.planner.schedule.times[list(refreshes)]
+    wanted = calibrating.planner.schedule.times[first] * (1 - np.arange(8) / 8) ** power
     assert np.all((t <= wanted) & (wanted - t < 1.01e-3))  # the next of 1000 steps
     if power == 1:
         gaps = np.diff(refreshes)
@@ -283,8 +282,8 @@ def test_powers_are_spaced_as_said(correlated: Model, power: int) -> None:
 
 def test_logsnr_is_even_in_the_log_of_signal_over_noise(correlated: Model) -> None:
     calibrating = calibration(correlated, steps=(1000,))
-    refreshes = calibrating._spaced("logsnr", 300, 8)
-    gaps = np.diff(calibrating.log_snr[list(refreshes)])
+    refreshes = calibrating.planner.spaced("logsnr", 300, 8)
+    gaps = np.diff(calibrating.planner.log_snr[list(refreshes)])
     assert gaps == pytest.approx(gaps.mean(), rel=0.1)  # one of 1000 steps is up to 0.06 of these
 
 

@@ -1,7 +1,9 @@
 """Which plan a calibration takes: within a budget the cheapest, of several settings the fastest of those as good."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,21 +14,16 @@ from gaussian_bundle import real_series, write_gaussian_bundle
 from numpy.typing import NDArray
 
 import bench.calibrate
-from bench.calibrate import (
-    CalibrateOptions,
-    Candidate,
-    Score,
-    _Calibration,
-    _fastest,
-    as_good,
-    calibrate,
-    search_settings,
-)
+from bench.calibrate import CalibrateOptions, _fastest, as_good, calibrate, search_settings
+from bench.calibration import Calibration
+from bench.candidates import BAR, SPACINGS, Candidate
 from bench.contenders import Contender
+from bench.judges import Score
 from bench.machine import describe_machine
 from bench.pareto import ParetoOptions
 from bench.records import Kind, Record, Row, now, write_records
 from runtime.cache.plan import Plan
+from runtime.cli import main
 from runtime.errors import OptionError
 from runtime.sampler import Model, load
 from runtime.sde import VP
@@ -63,6 +60,28 @@ def test_a_budget_that_cannot_be_met_is_said_to_be() -> None:
     held_out, bar = told["plan_held_out"], told["bar_held_out"]
     over = max(held_out[name] / bar[name] for name in ("sw_time", "sw_frequency")) - 1
     assert over == pytest.approx(min(entry["held_out"] for entry in told["tried"]))  # the closest is kept
+    assert told["time_was_up_after_refreshes"] is None  # all that were to be tried were
+
+
+@pytest.mark.parametrize(("seconds", "tried"), [(70, "1 refresh"), (25, "3 refreshes")])
+def test_a_search_that_its_time_ended_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], seconds: int, tried: str
+) -> None:
+    """A clock that goes on by so much whenever it is read, before every number of refreshes; a minute is the least."""
+    clock = count(0, seconds)
+    monkeypatch.setattr("bench.calibration.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    restless = _restless(gaussian(16, VP(), "frequency").model)
+    monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: restless)
+    folder = write_gaussian_bundle(tmp_path / "bundle")
+    words = f"calibrate {folder} --json --steps {STEPS} --solver ancestral --budget 0 --minutes {SHORTEST}"
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 1
+    printed = capfd.readouterr()
+    remedies = "a larger --minutes may try more; else allow a larger --budget, or train longer"
+    assert f"nothing was written: the time was up after {tried}, {remedies}" in " ".join(printed.err.split())
+    told = json.loads(printed.out)["measured"]
+    assert len(told["tried"]) == told["time_was_up_after_refreshes"] == max(entry["passes"] for entry in told["tried"])
 
 
 def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_still(
@@ -70,13 +89,12 @@ def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_sti
 ) -> None:
     told = calibration(correlated, budget=0.05).run().measured
     assert (told["met"], told["within_budget_of"]) == (True, "many refreshes")
-    search = _Calibration._search
+    search = Calibration._search
 
-    def far_from_the_bar(self: _Calibration, *arguments: Any) -> tuple[Plan, Score, list[dict[str, Any]]]:
-        plan, _, tried = search(self, *arguments)
-        return plan, Score(9.0, 9.0, 0), tried
+    def far_from_the_bar(self: Calibration, *arguments: Any) -> Any:
+        return replace(search(self, *arguments), score=Score(9.0, 9.0, 0))
 
-    monkeypatch.setattr(_Calibration, "_search", far_from_the_bar)
+    monkeypatch.setattr(Calibration, "_search", far_from_the_bar)
     told = calibration(correlated, budget=0.05).run().measured
     assert (told["met"], told["within_budget_of"]) == (True, "every step computed")
     restless = _restless(gaussian(16, VP(), "frequency").model)
@@ -87,13 +105,13 @@ def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_sti
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[list[Candidate]]:
     """The candidates that a calibration tries, by numbers of refreshes."""
-    ranked, heard = _Calibration._ranked, list[list[Candidate]]()
+    ranked, heard = Calibration._ranked, list[list[Candidate]]()
 
-    def listening(self: _Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
+    def listening(self: Calibration, candidates: Sequence[Candidate], *rest: Any) -> Any:
         heard.append(list(candidates))
         return ranked(self, candidates, *rest)
 
-    monkeypatch.setattr(_Calibration, "_ranked", listening)
+    monkeypatch.setattr(Calibration, "_ranked", listening)
     return heard
 
 
@@ -102,7 +120,7 @@ def test_the_way_of_the_bar_stays_among_the_candidates(tried: list[list[Candidat
     restless = _restless(gaussian(16, VP(), "frequency").model)
     calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=4).run()
     assert len(tried) == 4
-    assert all(bench.calibrate._BAR in candidates for candidates in tried)
+    assert all(BAR in candidates for candidates in tried)
 
 
 def test_one_refresh_says_nothing_of_spacings(tried: list[list[Candidate]]) -> None:
@@ -110,7 +128,7 @@ def test_one_refresh_says_nothing_of_spacings(tried: list[list[Candidate]]) -> N
     restless = _restless(gaussian(16, VP(), "frequency").model)
     calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=3).run()
     assert tried[1] == tried[0]
-    assert {candidate.spacing for candidate in tried[1]} == set(bench.calibrate._SPACINGS)
+    assert {candidate.spacing for candidate in tried[1]} == set(SPACINGS)
     assert len(tried[2]) < len(tried[1])
 
 
@@ -210,14 +228,14 @@ def test_of_several_the_fastest_that_meets_the_budget_is_taken(
 ) -> None:
     asked: list[tuple[int, float]] = []
 
-    def run(self: _Calibration) -> Plan:
+    def run(self: Calibration) -> Plan:
         met, passes = outcomes[len(asked)]
         asked.append((self.steps, self.options.minutes))
         measured = {"met": met, "passes": passes}
         return Plan(source_digest="none", steps=self.steps, solver=self.solver, refreshes=(9,), measured=measured)
 
     monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: exact)
-    monkeypatch.setattr(_Calibration, "run", run)
+    monkeypatch.setattr(Calibration, "run", run)
     plan = calibrate(CalibrateOptions(Path("none"), steps=(20, 40, 60), minutes=3.0))
     assert asked == [(20, 1.0), (40, 1.0), (60, 1.0)]  # they share the time
     assert plan.steps == (20, 40, 60)[best]
@@ -302,14 +320,14 @@ def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Calibrate
     np.save(tmp_path / "real.npy", real_series(80, 1))
     folder, asked = write_gaussian_bundle(tmp_path / "bundle"), list[tuple[Any, ...]]()
 
-    def run(self: _Calibration) -> Plan:
+    def run(self: Calibration) -> Plan:
         asked.append((self.solver, self.steps, self.grid, self.options.minutes))
         measured = {"met": False, "passes": len(asked)}
         return Plan(source_digest="none", steps=self.steps, solver=self.solver, refreshes=(9,), measured=measured)
 
     monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: load(bundle, "fake"))
     monkeypatch.setattr("bench.pareto.load", lambda bundle, **options: load(bundle, "fake"))
-    monkeypatch.setattr(_Calibration, "run", run)
+    monkeypatch.setattr(Calibration, "run", run)
     options = CalibrateOptions(folder, search=True, reference=tmp_path / "real.npy", minutes=3.0)
     return options, asked
 

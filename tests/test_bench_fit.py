@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 import bench.fit
-from bench.calibrate import Candidate, _Calibration
+from bench.calibration import Calibration
+from bench.candidates import Candidate
 from bench.fit import Teacher, fit, regress
 from bench.quality import paired_error
 from bench.reference import reference_from_series
@@ -276,7 +277,7 @@ def test_each_refresh_corrects_what_those_before_it_left_over(correlated: Model)
 
 def without_fit(model: Model, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Plan:
     with monkeypatch.context() as patched:
-        patched.setattr(_Calibration, "_teach", lambda self, n: None)
+        patched.setattr(Calibration, "_teacher", lambda self, n: None)
         return calibration(model, **options).run()
 
 
@@ -300,7 +301,7 @@ def test_a_solver_that_looks_back_is_calibrated_without_a_fit(
     told: list[tuple[str, float]] = []
     calibrating = calibration(correlated, told, solver=Solver.DPMPP_2M)
     plan = calibrating.run()
-    assert calibrating.teacher is None
+    assert calibrating.planner.teacher is None
     assert plan.fit == ()
     assert plan.reuse != Reuse.RESIDUAL_FITTED
     assert "trajectories to fit to" not in {doing for doing, _ in told}
@@ -313,13 +314,12 @@ def test_a_solver_that_looks_back_is_calibrated_without_a_fit(
 def test_refreshes_fall_on_steps_that_a_teacher_keeps(spacing: str) -> None:
     """Of 400 steps every second one is kept; the spacing of the same name without a fit may lie on any."""
     calibrating = calibration(gaussian(8, VP(), "frequency").model, steps=(400,))
-    calibrating._teach(48)
-    assert calibrating.teacher is not None
-    kept = set(calibrating.teacher.kept.tolist())
+    teacher = calibrating.planner.teacher = calibrating._teacher(48)
+    kept = set(teacher.kept.tolist())
     assert len(kept) == 200
     others = set[int]()
     for alpha, count in ((0.1, 4), (0.3, 5), (0.6, 7)):
-        plain, fitted = (calibrating._plan(Candidate(alpha, spacing, mode), count) for mode in MODES)
+        plain, fitted = (calibrating.planner.plan(Candidate(alpha, spacing, mode), count) for mode in MODES)
         others |= set(plain.refreshes) - kept
         assert set(fitted.refreshes) <= kept
         assert np.abs(np.subtract(fitted.refreshes, plain.refreshes)).max() <= 1

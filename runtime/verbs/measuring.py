@@ -59,8 +59,12 @@ def calibrate(
     found = plan.measured
     verdict = f"{found['passes']:.4g} passes for {plan.steps} {plan.solver} steps, refreshes at {plan.refreshes}"
     if not found["met"]:
+        remedy, last = "allow a larger --budget, or train longer", found.get("time_was_up_after_refreshes")
+        if last is not None:
+            tried = "1 refresh" if last == 1 else f"{last} refreshes"
+            remedy = f"the time was up after {tried}, a larger --minutes may try more; else {remedy}"
         say(f"no plan of those tried keeps sliced Wasserstein within {budget:.1%}; the closest: {verdict}; "
-             "nothing was written: allow a larger --budget, or train longer")  # fmt: skip
+            f"nothing was written: {remedy}")  # fmt: skip
         if as_json:
             print(json.dumps({"plan": None, "measured": found}))
         raise typer.Exit(1)

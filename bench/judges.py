@@ -1,0 +1,108 @@
+"""What judges the plans of a calibration, and the score of samples.
+
+Quality is the distance to real series where there are any (of the run's own, or of a file, the larger of test and
+train part: the plan is compared with the same model uncached, so that having seen them is no advantage), else to
+what the model itself draws with many refreshes from other noise.
+
+A score is sliced Wasserstein in the time and in the frequency domain, how many samples diverged, and how far spectra
+and autocorrelations are off: a plan that asks the network too early draws series that are too smooth, and the sliced
+distance, made of what has energy, does not see it.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.reference import Part, Reference, Series, read_reference, reference_from_series
+from bench.spectra import autocorrelation_distance, excess, spectral_distance
+from bench.wasserstein import mean_of_roots, random_directions, sliced_distances
+from runtime.errors import require
+from runtime.fourier import dft
+from runtime.sampler import Samples
+
+_NUM_DIRECTIONS = 256
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sliced Wasserstein to the judges in both domains, diverged samples, and how far spectra and correlations are."""
+
+    time: float
+    frequency: float
+    num_diverged: int
+    spectral: float = 0.0  # dB
+    autocorrelation: float = 0.0
+
+    def within(self, bar: "Score", budget: float) -> bool:
+        """Whether this is no worse than the bar by more than the budget."""
+        return self.over(bar) <= budget and self.num_diverged <= bar.num_diverged
+
+    def over(self, bar: "Score") -> float:
+        """How much worse than the bar: the larger growth of both domains, or what exceeds a slack of the others."""
+        return max(
+            self.time / bar.time - 1.0,
+            self.frequency / bar.frequency - 1.0,
+            excess((self.spectral, self.autocorrelation), (bar.spectral, bar.autocorrelation)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {
+            "sw_time": self.time,
+            "sw_frequency": self.frequency,
+            "num_diverged": self.num_diverged,
+            "spectral": self.spectral,
+            "autocorrelation": self.autocorrelation,
+        }
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The series that samples are held against, and the directions [D, N C] along which."""
+
+    reference: Reference
+    name: str  # who they are, in words
+    directions: NDArray[np.float64]
+
+    def score(self, drawn: Samples) -> Score:
+        """The score of samples; the sampler says which of them diverged."""
+        return replace(self.score_series(drawn.series), num_diverged=drawn.stats.num_diverged)
+
+    def score_series(self, series: Series) -> Score:
+        """The score of series [n, N, C] by those that are finite; infinitely bad where fewer than two are."""
+        kept = series[np.isfinite(series).all(axis=(1, 2))].astype(np.float64)
+        if len(kept) < 2:
+            return Score(np.inf, np.inf, len(series), np.inf, np.inf)
+        real = self.reference.series.astype(np.float64)
+        in_time, in_frequency = (
+            mean_of_roots(sliced_distances(a.reshape(len(a), -1), b.reshape(len(b), -1), self.directions))
+            for a, b in ((kept, real), (dft(kept), dft(real)))
+        )
+        others = spectral_distance(kept, real), autocorrelation_distance(kept, real)
+        return Score(in_time, in_frequency, len(series) - len(kept), *(float(np.nan_to_num(one)) for one in others))
+
+
+def real_judges(path: Path, seed: int) -> Judges:
+    """The real series of a file, its larger part: a few series tell plans apart badly."""
+    parts = [read_reference(path, part) for part in (Part.TEST, Part.TRAIN)]
+    reference = max(parts, key=lambda part: len(part.series))
+    return _judges(reference, f"{len(reference.series)} real series", seed)
+
+
+def own_judges(series: Series, seed: int) -> Judges:
+    """Series that the model drew itself, those of them that are finite."""
+    finite = series[np.isfinite(series).all(axis=(1, 2))]
+    require_finite(len(finite), len(series))
+    return _judges(reference_from_series(finite), "the model's own series", seed)
+
+
+def require_finite(count: int, total: int) -> None:
+    """Refuse a model that draws next to nothing but NaN: nothing could be told from that."""
+    require(count >= 4, "the model draws series that are not finite", f"{total - count} of {total}", "train longer")
+
+
+def _judges(reference: Reference, name: str, seed: int) -> Judges:
+    return Judges(reference, name, random_directions(_NUM_DIRECTIONS, reference.series[0].size, seed))
