@@ -14,14 +14,18 @@ Milliseconds are medians over all rounds, of this machine on this day.
 For that no turn may be long. A rival samples whole trajectories, end to end from noise to series. One that computes
 every step alike (an uncached one) and would take longer than `limit_s` is timed over fewer steps instead and scaled
 up; its `Timing` says so. One that takes milliseconds is repeated until its turn is `turn_s` long, and the first
-repeats do not count: threads that the rival before left looking for work, and cold caches, are in them. On a
-simulated machine that drifts as shared ones do (`test_bench_latency`), 40 races of a rival of 38 ms against one of
-15 s then agree within 5 %; timed over whole trajectories they are apart by 60 %.
+repeats do not count: cold caches and threads that have to wake up are in them. On a simulated machine that drifts as
+shared ones do (`test_bench_latency`), 40 races of a rival of 38 ms against one of 15 s then agree within 5 %; timed
+over whole trajectories they are apart by 60 %.
+
+No turn begins while threads of the last one still look for work (`until_idle`). Those of ONNX Runtime do for 40 ms
+after a call, those of a dozen sessions for 180 ms, and who comes next pays for it: PyTorch, which comes after everybody
+else, took up to twice its time in such a turn.
 
 Intervals of milliseconds are order statistics of the rounds, which hold the median with a chance of at least 95 % if
 rounds are independent; of fewer than six rounds they are the range (five: 94 %, three: 75 %). Those of speed-ups are
-percentiles of a bootstrap over rounds. p90 and p99 are over single
-trajectories of all rounds; of a rival timed over fewer steps they are wider than those of whole trajectories.
+percentiles of a bootstrap over rounds. p90 and p99 are over single trajectories of all rounds; of a rival timed over
+fewer steps they are wider than those of whole trajectories.
 """
 
 import math
@@ -41,6 +45,8 @@ _MOST_REPEATS = 1000
 _LEVEL = 0.95  # of intervals
 _LEAST_QUIET = 3  # rounds that count for a speed-up, or all where there are no more
 _RESAMPLES = 1000
+_NAP_S, _LONGEST_WAIT_S = 0.01, 1.0  # until threads rest
+_AT_REST = 0.1  # cores that a process at rest may still take
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,27 @@ class Timing:
     rounds_ms: list[float]  # in the order they ran
 
 
+def until_idle() -> None:
+    """Sleep until no thread of this process computes, or for a second."""
+    for _ in range(round(_LONGEST_WAIT_S / _NAP_S)):
+        before = time.process_time()
+        time.sleep(_NAP_S)
+        if time.process_time() - before < _AT_REST * _NAP_S:
+            return
+
+
 def race(
     rivals: list[Rival],
     options: RaceOptions | None = None,
     *,
     clock: Callable[[], float] = time.perf_counter,
+    rest: Callable[[], object] = until_idle,
     on_turn: Callable[[str], None] | None = None,
 ) -> list[Timing]:
-    """Time the rivals against the first of them; `on_turn` hears the name of each one, once a round."""
+    """Time the rivals against the first of them; `on_turn` hears the name of each one, once a round.
+
+    `rest` is called before every turn.
+    """
     options = options or RaceOptions()
     steps = [_steps_within(rival, options.limit_s, clock) for rival in rivals]
     everyone = range(len(rivals))
@@ -108,6 +127,10 @@ def race(
 
     def timed(index: int) -> float:
         return _timed(rivals[index], steps[index], clock)
+
+    def turn(index: int) -> list[float]:
+        rest()
+        return _repeated(partial(timed, index), options)
 
     per_sample = [1e3 * rival.num_steps / some / rival.batch_size for rival, some in zip(rivals, steps, strict=True)]
     warm_s = [math.inf for _ in rivals]
@@ -123,7 +146,7 @@ def race(
         for place, index in enumerate(order):
             if index not in order[:place]:
                 announce(index)
-            repeats = [per_sample[index] * one for one in _repeated(partial(timed, index), options)]
+            repeats = [per_sample[index] * one for one in turn(index)]
             single[index] += repeats
             middles.append(float(np.median(repeats)))
         for index in everyone:

@@ -1,13 +1,19 @@
 """The race: rivals take turns, drift falls out of the ratio, and slow ones are timed in part."""
 
 import math
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.latency import RaceOptions, Rival, Timing, median_interval, race
+from bench import latency
+from bench.latency import RaceOptions, Rival, Timing, median_interval
+
+race = partial(latency.race, rest=lambda: None)  # on a clock that only rivals move, nobody has to wait
 
 
 class Clock:
@@ -52,6 +58,32 @@ def test_a_slow_first_rival_is_timed_once_a_round() -> None:
     clock = Clock()
     race([clock.rival("a", 0.03), *(clock.rival(name, 0.01) for name in "bc")], RaceOptions(rounds=2), clock=clock)
     assert "".join(clock.turns) == "abc" + "abc" + "cba"
+
+
+def test_no_turn_begins_while_threads_of_the_last_one_compute() -> None:
+    """A rival whose thread goes on for 80 ms after its call, as those of a pool that looks for work do."""
+    threads: list[threading.Thread] = []
+    were_busy: list[bool] = []
+
+    def look_for_work(until: float) -> None:
+        while time.perf_counter() < until:
+            pass
+
+    def spinning(_: int) -> None:
+        were_busy.append(any(thread.is_alive() for thread in threads))
+        threads.append(threading.Thread(target=look_for_work, args=(time.perf_counter() + 0.08,)))
+        threads[-1].start()
+
+    def other(_: int) -> None:
+        were_busy.append(threads[-1].is_alive())
+
+    options = RaceOptions(rounds=2, warmups=0, turn_s=0.0)
+    rivals = [Rival("spinning", spinning, 1, 1), Rival("other", other, 1, 1)]
+    latency.race(rivals, options)
+    assert were_busy == [False] * 4
+    were_busy.clear()
+    race(rivals, options)
+    assert any(were_busy)
 
 
 def test_times_are_per_sample_and_speed_is_against_the_first() -> None:

@@ -61,9 +61,7 @@ class OrtBackend(BackendBase):
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._captured: set[str] = set()  # graphs whose calls are CUDA graphs
         self._numbers = count(1)  # of CUDA graphs
-        self._options = ort.SessionOptions()
-        self._options.log_severity_level = 3  # errors only
-        self._options.intra_op_num_threads = threads or 0
+        self._threads = threads or 0
 
     def _session(self, graph: str) -> ort.InferenceSession:
         if graph not in self._sessions:
@@ -77,16 +75,21 @@ class OrtBackend(BackendBase):
         return self._sessions[graph]
 
     def _open(self, graph: str, path: str) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        options.intra_op_num_threads = self._threads
+        if graph != "step":  # one of many sessions: its threads must not look for work while others compute
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._device == Device.CPU:
-            return ort.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         usual = {"use_tf32": "0"}
         try:
             session = ort.InferenceSession(
-                path, self._options, providers=[(_CUDA, usual | {"enable_cuda_graph": "1"}), "CPUExecutionProvider"]
+                path, options, providers=[(_CUDA, usual | {"enable_cuda_graph": "1"}), "CPUExecutionProvider"]
             )
             self._captured.add(graph)
         except Exception:  # some node of the graph runs elsewhere
-            session = ort.InferenceSession(path, self._options, providers=[(_CUDA, usual), "CPUExecutionProvider"])
+            session = ort.InferenceSession(path, options, providers=[(_CUDA, usual), "CPUExecutionProvider"])
         if _CUDA not in session.get_providers():  # it falls back without an error
             raise BackendError(
                 f"--device cuda needs an NVIDIA GPU that {_CUDA} can use, and it could use none here; "
