@@ -6,8 +6,8 @@ the first rival, which the others are measured against, again between any two ot
 `between_s`): each turn of a rival is set against the mean of the first one's right before and right after.
 
 What disturbs a shared machine only ever slows it, for seconds at a time, and not everybody alike: a neighbour who sits
-on the second core costs whoever asks two threads to meet after every operator. So a speed-up is taken over the quieter
-half of the rounds, those in which this rival and the first one together took least: the median of the ratios of their
+on the second core costs whoever asks two threads to meet after every operator. So a speed-up is taken over the quietest
+third of the rounds, those in which this rival and the first one together took least: the median of the ratios of their
 turns. The choice is even-handed, and repeats where a median over all rounds tells how often somebody else was there.
 Milliseconds are medians over all rounds, of this machine on this day.
 
@@ -22,15 +22,14 @@ No turn begins while threads of the last one still look for work (`until_idle`).
 after a call, those of a dozen sessions for 180 ms, and who comes next pays for it: PyTorch, which comes after everybody
 else, took up to twice its time in such a turn.
 
-Intervals of milliseconds are order statistics of the rounds, which hold the median with a chance of at least 95 % if
-rounds are independent; of fewer than six rounds they are the range (five: 94 %, three: 75 %). Those of speed-ups are
-percentiles of a bootstrap over rounds. p90 and p99 are over single trajectories of all rounds; of a rival timed over
+Intervals are order statistics of the rounds, of speed-ups those of the quiet ones, which hold the median with a chance
+of at least 95 % if rounds are independent; of fewer than six they are the range (five: 94 %, three: 75 %). p90 and p99 are over single trajectories of all rounds; of a rival timed over
 fewer steps they are wider than those of whole trajectories.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,7 +43,6 @@ _PROBE_STEPS = 3
 _MOST_REPEATS = 1000
 _LEVEL = 0.95  # of intervals
 _LEAST_QUIET = 3  # rounds that count for a speed-up, or all where there are no more
-_RESAMPLES = 1000
 _NAP_S, _LONGEST_WAIT_S = 0.01, 1.0  # until threads rest
 _AT_REST = 0.1  # cores that a process at rest may still take
 
@@ -64,7 +62,7 @@ class Rival:
 class RaceOptions:
     """How often, and how long at most."""
 
-    rounds: int = 9
+    rounds: int = 21
     warmups: int = 1
     limit_s: float = 0.3  # for one trajectory of a uniform rival
     turn_s: float = 0.2  # the least that a turn takes, by repetition
@@ -72,7 +70,7 @@ class RaceOptions:
     between_s: float = 2.0  # a first rival that takes no longer is timed again between any two others
 
     def __post_init__(self) -> None:
-        require(self.rounds >= 1, "rounds must be at least 1", self.rounds, "9 is the default")
+        require(self.rounds >= 1, "rounds must be at least 1", self.rounds, "21 is the default")
         require(self.warmups >= 0, "warmups must not be negative", self.warmups, "1 is the default")
         require(self.limit_s > 0, "limit_s must be above 0", self.limit_s, "0.3 is the default, inf for whole ones")
         require(self.turn_s >= 0, "turn_s must not be negative", self.turn_s, "0.2 is the default")
@@ -89,11 +87,12 @@ class Timing:
     high_ms: float
     p90_ms: float  # of single trajectories
     p99_ms: float
-    speedup: float  # how many times faster than the first rival, median over the quieter half of the rounds
+    speedup: float  # how many times faster than the first rival, median over the quietest third of the rounds
     speedup_low: float  # its interval
     speedup_high: float
     measured_steps: int  # fewer than asked for if the rival was too slow to be timed whole
     rounds_ms: list[float]  # in the order they ran
+    beside_ms: list[float]  # of the first rival, right before and right after
 
 
 def until_idle() -> None:
@@ -160,9 +159,8 @@ def race(
 
 def _told(name: str, taken: Floats, beside: Floats, single: list[float], measured_steps: int) -> Timing:
     low, high = median_interval(taken.tolist())
-    again = np.random.default_rng(0).integers(len(taken), size=(_RESAMPLES, len(taken)))
-    tails = (1 - _LEVEL) / 2, (1 + _LEVEL) / 2
-    speedup_low, speedup_high = np.quantile(_quiet_ratio(beside[again], taken[again]), tails)
+    ratios = quiet_ratios(beside, taken)
+    speedup_low, speedup_high = median_interval(ratios)
     return Timing(
         name=name,
         median_ms=float(np.median(taken)),
@@ -170,19 +168,21 @@ def _told(name: str, taken: Floats, beside: Floats, single: list[float], measure
         high_ms=high,
         p90_ms=float(np.quantile(single, 0.9)),
         p99_ms=float(np.quantile(single, 0.99)),
-        speedup=float(_quiet_ratio(beside, taken)),
-        speedup_low=float(speedup_low),
-        speedup_high=float(speedup_high),
+        speedup=float(np.median(ratios)),
+        speedup_low=speedup_low,
+        speedup_high=speedup_high,
         measured_steps=measured_steps,
         rounds_ms=taken.tolist(),
+        beside_ms=beside.tolist(),
     )
 
 
-def _quiet_ratio(beside: Floats, taken: Floats) -> Floats:
-    """The first rival's time over another's, both [..., round]: the median over the quieter half of the rounds."""
-    quiet = np.argsort(beside * taken, axis=-1)[..., : max(_LEAST_QUIET, (taken.shape[-1] + 1) // 2)]
-    ratio: Floats = np.median(np.take_along_axis(beside / taken, quiet, axis=-1), axis=-1)
-    return ratio
+def quiet_ratios(beside: Sequence[float] | Floats, taken: Sequence[float] | Floats) -> list[float]:
+    """The first rival's times over another's in the quietest third of the rounds."""
+    first, other = np.asarray(beside), np.asarray(taken)
+    quiet = np.argsort(first * other)[: max(_LEAST_QUIET, len(other) // 3)]
+    ratios: list[float] = (first[quiet] / other[quiet]).tolist()
+    return ratios
 
 
 def _order(num_rivals: int, is_between: bool, *, reverse: bool) -> list[int]:

@@ -60,11 +60,13 @@ class Row:
     high_ms_per_sample: float | None = None
     p90_ms_per_sample: float | None = None
     p99_ms_per_sample: float | None = None
-    speedup: float | None = None  # over the first rival, in the quieter half of the rounds
+    speedup: float | None = None  # over the first rival, in the quietest third of the rounds
     low_speedup: float | None = None  # its interval
     high_speedup: float | None = None
     network_share: float | None = None  # of the time of a batch: in network calls, on a GPU by device events
     measured_steps: int | None = None  # below `steps`: timed in part and scaled up
+    rounds_ms: tuple[float, ...] | None = None  # per sample, round by round
+    beside_ms: tuple[float, ...] | None = None  # of the first rival right before and after, which speedup is over
     passes: float | None = None  # network cost of one sample in full passes
     hit_rate: float | None = None
     cache_bytes: int | None = None

@@ -4,7 +4,7 @@
 `race_of` and `with_time` for the clock, `record_of` for what stands around the rows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -153,7 +153,13 @@ def with_time(row: Row, timing: Timing) -> Row:
         low_speedup=timing.speedup_low,
         high_speedup=timing.speedup_high,
         measured_steps=timing.measured_steps,
+        rounds_ms=_four_digits(timing.rounds_ms),
+        beside_ms=_four_digits(timing.beside_ms),
     )
+
+
+def _four_digits(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.4g}") for value in values)
 
 
 def record_of(kind: str, model: Model, options: dict[str, Any], machine: Machine, rows: list[Row]) -> Record:

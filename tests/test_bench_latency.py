@@ -156,7 +156,7 @@ def test_two_races_on_a_noisy_machine_agree_within_ten_per_cent() -> None:
     speedups = np.array([timing.speedup for timing in timings])
     true = 15_000 / 38
     assert speedups.max() / speedups.min() < 1.10
-    assert np.abs(speedups / true - 1).max() < 0.05
+    assert np.abs(speedups / true - 1).max() < 0.06
     held = [timing.speedup_low <= true <= timing.speedup_high for timing in timings]
     assert np.mean(held) > 0.7  # 95 % if rounds were independent; neighbours in time are not
     whole = RaceOptions(limit_s=math.inf, between_s=0.0)
