@@ -23,8 +23,9 @@ after a call, those of a dozen sessions for 180 ms, and who comes next pays for 
 else, took up to twice its time in such a turn.
 
 Intervals are order statistics of the rounds, of speed-ups those of the quiet ones, which hold the median with a chance
-of at least 95 % if rounds are independent; of fewer than six they are the range (five: 94 %, three: 75 %). p90 and p99 are over single trajectories of all rounds; of a rival timed over
-fewer steps they are wider than those of whole trajectories.
+of at least 95 % if rounds are independent; of fewer than six they are the range (five: 94 %, three: 75 %). p90 and p99
+are over single trajectories of all rounds; of a rival timed over fewer steps they are wider than those of whole
+trajectories.
 """
 
 import math
