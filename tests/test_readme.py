@@ -4,15 +4,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.contenders import Way
+from bench.latency import speedup_of
 from bench.records import Record, Row, read_records
-from bench.report import markdown_table
+from bench.report import MAIN, markdown_table
 from bench.rows import FLOOR
-from bench.tables import data_sets
+from bench.tables import data_sets, row_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,8 +70,9 @@ def per_cent(share: float, form: str = ".0f") -> str:
 
 def row(record: Record, way: str) -> Row:
     """The row of a way of sampling, or a yardstick."""
-    (only,) = [one for one in record.rows if one.rival in (way, f"onnxruntime, {way}")]
-    return only
+    found = row_of(record, way)
+    assert found is not None, way
+    return found
 
 
 def loss_of(record: Record, domain: str) -> float:
@@ -93,7 +97,7 @@ def number(value: float | None) -> str:
 def as_good(record: Record) -> str:
     """What few steps take to be as good."""
     within, tried = per_cent(record.options["equal_within"]), record.options["num_search"]
-    if not any(one.rival.endswith(Way.FEWER_AS_GOOD) for one in record.rows):
+    if row_of(record, Way.FEWER_AS_GOOD) is None:
         return f"It did not come within {within} of the cached row on {tried} samples with up to eight passes."
     found = row(record, Way.FEWER_AS_GOOD)
     return (
@@ -105,7 +109,9 @@ def as_good(record: Record) -> str:
 ECG, ECG_64 = "ecg-published-cpu", "ecg-published-batch64-cpu"
 SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (ECG, lambda found: f"median of {found.options['race']['rounds']} rounds"),
-    (ECG, lambda found: f"{found.options['num_samples']:,} samples ({found.options['num_uncached']}"),
+    (ECG, lambda found: f"{found.options['num_samples']:,} samples"),
+    (ECG, lambda found: f"{row(found, Way.UNCACHED).num_samples} uncached"),
+    (ECG, lambda found: f"{found.options['num_uncached']} where most steps ask the network"),
     (ECG, lambda found: f"against {row(found, FLOOR).num_samples} real test beats"),
     (ECG, lambda found: f"± half its {per_cent(found.options['quality']['level'])} interval"),
     (
@@ -116,6 +122,7 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
         ),
     ),
     (ECG, lambda found: f"{number(row(found, Way.CACHED).passes)} network call in {found.options['steps']:,} steps"),
+    (ECG, lambda found: f"{times(row(found, Way.CACHED).speedup)} the speed of PyTorch"),
     (ECG, lambda found: f"{per_cent(further(found, Way.FEWER))} further from the data"),
     (ECG, lambda found: as_good(found)),
     (
@@ -128,7 +135,10 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
 )
 RESULTS = ROOT / "bench/results"
 SECTION = README.partition("## What it saves\n")[2].partition("\n## ")[0]
-TABLE = re.compile(r"<!-- records?: (.+) -->\n((?:\|.*\n)+)")  # the records, and the table that they write
+TABLE = re.compile(r"<!-- (in short|in full): (.+) -->\n((?:\|.*\n)+)")  # how much, the records, the table they write
+IN_SHORT = ("rival", "ms per sample", "faster", "passes", "SW time", "SW frequency")
+DATA_IN_SHORT = ("data", "faster", "faster, fewer steps", "few steps as good", "passes", "SW time, uncached",
+                 "SW time, E2-CRF", "SW time, fewer steps", "SW time, floor")  # fmt: skip
 FIGURE = re.compile(r"[-+]?\d[\d,.]*(?:x\b| times\b| ?%| ?ms\b| passes\b)|\d+\.\d+")
 
 
@@ -160,22 +170,51 @@ def test_a_figure_that_no_record_writes_is_found() -> None:
     assert _unheld(f"{SECTION}\n{added}") == ["900x", "12 times", "3.5", "1,200 ms", "7 passes", "-0.5 %"]
 
 
-def table_of(records: list[Record]) -> str:
-    """Of one record the rows but for those that repeat another one's samples, of several their data side by side."""
+def table_of(records: list[Record], *, in_short: bool) -> str:
+    """Of one record the rows but for those that repeat another one's samples, of several their data side by side.
+
+    In short it is what matters most; the honest rivals are never left out.
+    """
     if len(records) > 1:
-        return data_sets(records).markdown()
-    first, *others = records[0].rows
-    return markdown_table([first, *(row for row in others if row.same_as is None)])
+        table = data_sets(records)
+        shown = [place for place, (title, _) in enumerate(table.titles) if not in_short or title in DATA_IN_SHORT]
+        return replace(
+            table,
+            titles=tuple(table.titles[place] for place in shown),
+            rows=tuple(tuple(cells[place] for place in shown) for cells in table.rows),
+        ).markdown()
+    (record,) = records
+    first, *others = record.rows
+    if not in_short:
+        return markdown_table([first, *(row for row in others if row.same_as is None)])
+    ways = (Way.UNCACHED, Way.CACHED, Way.FEWER, Way.FEWER_AS_GOOD, Way.PUBLISHED, FLOOR)
+    found = [one for way in ways if (one := row_of(record, way)) is not None]
+    return markdown_table([first, *found], [column for column in MAIN if column.title in IN_SHORT])
 
 
-def test_tables_are_their_records_whole_and_digit_for_digit() -> None:
+def test_tables_are_their_records_digit_for_digit_and_stand_whole_somewhere() -> None:
     """No rival may be left out, nor a table stand without the records that wrote it."""
     tables = TABLE.findall(SECTION)
-    assert tables
-    for paths, table in tables:
-        written = table_of([record for path in paths.split() for record in read_records(ROOT / path)])
+    in_short, in_full = ({paths for how, paths, _ in tables if how == wanted} for wanted in ("in short", "in full"))
+    assert in_short
+    assert in_short == in_full
+    for how, paths, table in tables:
+        records = [record for path in paths.split() for record in read_records(ROOT / path)]
+        written = table_of(records, in_short=how == "in short")
         assert table.rstrip("\n") == written, f"by {paths} the table must be:\n{written}"
     assert [line for line in TABLE.sub("", SECTION).splitlines() if line.startswith("|")] == []
+
+
+def test_speed_ups_of_records_follow_from_their_rounds() -> None:
+    rows = [one for path in RESULTS.glob("*.json") for record in read_records(path) for one in record.rows]
+    rows = [one for one in rows if one.rounds_ms is not None]  # older records kept medians alone
+    assert rows
+    for one in rows:
+        assert one.beside_ms is not None
+        speedup, low, high = speedup_of(one.beside_ms, one.rounds_ms)
+        assert one.speedup == pytest.approx(speedup, rel=2e-3)  # rounds are kept to four digits
+        assert (one.low_speedup, one.high_speedup) == (pytest.approx(low, rel=2e-3), pytest.approx(high, rel=2e-3))
+        assert one.ms_per_sample == pytest.approx(np.median(one.rounds_ms), rel=1e-3)
 
 
 def test_every_committed_record_is_named() -> None:
