@@ -3,17 +3,15 @@
     found = compare(CompareOptions(bundle=Path("bundles/ecg"), reference=Path("reference.npz")))
     found.record.rows, found.record.failures
 
-*Cost*: all rivals sample trajectories of one batch, turn by turn (`latency`), from noise to series. PyTorch (eager and
-compiled), the split graphs and, where there is a GPU, all backends that open on it (`on_gpu`) take part in it uncached
-and with the cache.
+*Cost*: all rivals sample trajectories of one batch, turn by turn (`latency`), from noise to series. PyTorch, the split
+graphs and a GPU's backends (`twins`) take part in it uncached and with the cache.
 *Quality*: each way of sampling draws `num_samples` series from the same noise, which are judged against
 real ones (`quality`); two rows of real series stand below as yardsticks. A way that asks the network at most steps
 draws `num_uncached` of them, since a thousand take hours at the published size; uncached samples of a file are all
 judged. The loss is taken over as many of the cached ones.
 
-These twins draw what the `step` graph draws: their paired error says how nearly, in the batch that is timed, and their
-quality is that of the row they are the same as. Without a checkpoint there is no PyTorch row and the uncached row comes
-first; on a GPU engines take part if they were built, and what does not open says why in the notes.
+The quality of a twin is that of the row it is the same as. Without a checkpoint there is no PyTorch row and the
+uncached row comes first; on a GPU engines take part if they were built, and what does not open says why in the notes.
 
 "Fewer steps" is the honest rival: no reuse, a closed-form prior phase, and a coarse time grid. It stands with as many
 passes as the cached row, by every solver in its best grid, and with as few as it needs to be as good (in sliced
@@ -35,7 +33,6 @@ from bench.contenders import (
     each_solver,
     in_best_prior,
     miss_from,
-    open_pytorch,
     prior_of,
     rivals_of,
     whole_passes,
@@ -52,7 +49,6 @@ from bench.forms import Form
 from bench.gate import failures_of
 from bench.latency import RaceOptions, Rival, Timing, race
 from bench.machine import describe_machine
-from bench.on_gpu import openers
 from bench.quality import Quality, QualityOptions, floor, judge, loss, mean_sample, paired_error
 from bench.records import Curve, Kind, Record, Row, Stages, write_records
 from bench.reference import Part, Reference, Series, read_reference
@@ -60,19 +56,17 @@ from bench.rows import FLOOR, MEAN_SAMPLE, REPORTS, figures_of, record_of, row_o
 from bench.stages import stages_apart
 from bench.startup import StartOptions, Starts, measure_starts
 from bench.steps import step_costs_apart
-from engines.gpu import visible_gpu
+from bench.twins import TwinOptions, Twins, open_twins
 from runtime.backends.base import BackendName
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Cache, Reuse, first_network_step
-from runtime.errors import BackendError, parse_word, require
-from runtime.sampler import Auto, Model, Samples, load
-from runtime.score import Graphs
+from runtime.errors import parse_word, require
+from runtime.sampler import Auto, Samples, load
 from runtime.solvers import Solver, TimeGrid
 
 RECORD_FILE = "bench.json"
 _LEAST_SEARCH = 8  # passes up to which a rival of equal quality is looked for, however few the cache takes
-_PYTORCH = (Form.EAGER, Form.COMPILED)  # speed-ups are over the first
 
 
 @dataclass(frozen=True)
@@ -197,16 +191,6 @@ class _Drawn:
         return self.samples
 
 
-@dataclass
-class _Twins:
-    """The same ways of sampling on PyTorch, the split graphs and a GPU, whose samples are not judged again."""
-
-    of_uncached: list[Contender] = field(default_factory=list)
-    of_cached: list[Contender] = field(default_factory=list)
-    settings: list[str] = field(default_factory=list)  # that PyTorch runs under
-    missing: list[str] = field(default_factory=list)  # sentences: what could not be opened, and why
-
-
 @dataclass(frozen=True)
 class _Raced:
     """What the race found, by the name of a contender."""
@@ -269,60 +253,15 @@ class _Bench:
                 return replace(tried[0][1], way=Way.FEWER_AS_GOOD)
         return None
 
-    def twins(self, uncached: _Drawn, cached: _Drawn, opened: ExitStack) -> _Twins:
-        """PyTorch in its forms, the split graphs and a GPU's backends, uncached and with the cache, where they run."""
-        first, cached_first, twins = uncached.contender, cached.contender, _Twins()
-        model, options, work = first.model, self.options, cached.drawn.stats.work
+    def twins(self, uncached: _Drawn, cached: _Drawn, opened: ExitStack) -> Twins:
+        """The same two ways on PyTorch, the split graphs and a GPU's backends, where they run."""
+        options, work = self.options, cached.drawn.stats.work
+        forms = (Form.EAGER,) if options.quick else (Form.EAGER, Form.COMPILED)  # speed-ups are over the first
+        wanted = TwinOptions(options.bundle, options.checkpoint, options.batch_size, forms)
         whole = work.tokens == work.full_tokens
-        for form in _PYTORCH[: 1 if options.quick else None]:
-            self.progress(f"preparing: pytorch {form}", 0.0)
-            try:
-                pytorch = opened.enter_context(open_pytorch(options.checkpoint, model, options.batch_size, form))
-            except BackendError as error:
-                twins.missing.append(f"PyTorch {form}: {error}")
-                continue
-            if pytorch is not None:
-                twins.settings.append(f"{form}: {pytorch.choice}")
-                twins.of_uncached.append(replace(first, model=pytorch.model))
-                if whole:
-                    twins.of_cached.append(replace(cached_first, model=pytorch.model))
-        if not whole and options.checkpoint is not None:  # a few tokens, against the cached rest
-            keeps = opened.enter_context(open_pytorch(options.checkpoint, model, options.batch_size, Form.KV))
-            assert keeps is not None
-            twins.of_cached.append(replace(cached_first, model=keeps.model))
-        if "embed" in model.manifest.graphs and model.backend.name == BackendName.ONNXRUNTIME:
-            split = Model(model.manifest, model.backend, graphs=Graphs.SPLIT)
-            twins.of_uncached.append(replace(first, model=split))
-            twins.of_cached.append(replace(cached_first, model=split))
-        if options.backend != BackendName.FAKE and visible_gpu() is not None:
-            self._add_gpu(twins, first, cached_first, opened)
-        return twins
+        return open_twins(uncached.contender, cached.contender, wanted, opened, self.progress, whole=whole)
 
-    def _add_gpu(self, twins: _Twins, uncached: Contender, cached: Contender, opened: ExitStack) -> None:
-        """What opens on the GPU and draws a batch each way; of the rest why it does not."""
-        bundle, size = self.options.bundle, self.options.batch_size
-        for backend, open_model in openers(bundle, self.options.checkpoint).items():
-            if backend == uncached.model.backend.name:
-                continue
-            self.progress(f"preparing: {backend}", 0.0)
-            with ExitStack() as tried:
-                try:
-                    model = tried.enter_context(open_model())
-                    on_gpu = replace(uncached, model=model), replace(cached, model=model)
-                    replace(on_gpu[0], steps=2).draw(size, size)
-                except Exception as error:  # drivers and the libraries over them raise types of their own
-                    twins.missing.append(f"{backend}: {_why(error, bundle)}")
-                    continue
-                opened.enter_context(tried.pop_all())
-            twins.of_uncached.append(on_gpu[0])
-            try:
-                on_gpu[1].draw(size, size)
-            except Exception as error:
-                twins.missing.append(f"{on_gpu[1].name}: {_why(error, bundle)}")
-                continue
-            twins.of_cached.append(on_gpu[1])
-
-    def time(self, drawn: list[_Drawn], twins: _Twins) -> _Raced:
+    def time(self, drawn: list[_Drawn], twins: Twins) -> _Raced:
         """Race all ways of sampling, PyTorch first."""
         uncached, cached, *rivals = (one.contender for one in drawn)
         originals = {one.name: uncached for one in twins.of_uncached} | {one.name: cached for one in twins.of_cached}
@@ -430,15 +369,9 @@ def _counts_from(least: int, most: int) -> list[int]:
     return counts
 
 
-def _why(error: Exception, bundle: Path) -> str:
-    """An error in one line, without the folder that the bundle lies in."""
-    kind = "" if isinstance(error, BackendError) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).replace(str(bundle), bundle.name).split())
-
-
 def _rows(
     drawn: list[_Drawn],
-    twins: _Twins,
+    twins: Twins,
     raced: _Raced,
     paired: dict[str, float],
     yardsticks: dict[str, Quality],

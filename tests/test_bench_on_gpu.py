@@ -67,7 +67,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, kernels: ctypes.CDLL) -> list[Reco
         drivers.append(driver)
         return backend
 
-    monkeypatch.setattr("bench.compare.visible_gpu", lambda: GPU)
+    monkeypatch.setattr("bench.twins.visible_gpu", lambda: GPU)
     monkeypatch.setattr("runtime.backends.tensorrt.open_tensorrt", open_tensorrt)
     monkeypatch.setattr("runtime.backends.ort.OrtBackend", OrtOnDevice)
     return drivers
@@ -131,7 +131,7 @@ def test_what_breaks_on_the_gpu_is_a_sentence_and_no_row(
 def test_without_a_gpu_nothing_is_tried_and_nothing_is_told(
     options: CompareOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.compare.visible_gpu", lambda: None)
+    monkeypatch.setattr("bench.twins.visible_gpu", lambda: None)
     monkeypatch.setattr(OnGpu, "open", lambda *_: pytest.fail("it was tried"))
     found = compare(options)
     assert found.record.notes == ()

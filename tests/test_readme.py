@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ import pytest
 
 from bench.contenders import Way
 from bench.latency import speedup_of
+from bench.readme import TABLE, with_tables
 from bench.records import Record, Row, read_records
-from bench.report import MAIN, markdown_table
 from bench.rows import FLOOR
-from bench.tables import data_sets, row_of
+from bench.tables import row_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -135,10 +134,6 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
 )
 RESULTS = ROOT / "bench/results"
 SECTION = README.partition("## What it saves\n")[2].partition("\n## ")[0]
-TABLE = re.compile(r"<!-- (in short|in full): (.+) -->\n((?:\|.*\n)+)")  # how much, the records, the table they write
-IN_SHORT = ("rival", "ms per sample", "faster", "passes", "SW time", "SW frequency")
-DATA_IN_SHORT = ("data", "faster", "faster, fewer steps", "few steps as good", "passes", "SW time, uncached",
-                 "SW time, E2-CRF", "SW time, fewer steps", "SW time, floor")  # fmt: skip
 FIGURE = re.compile(r"[-+]?\d[\d,.]*(?:x\b| times\b| ?%| ?ms\b| passes\b)|\d+\.\d+")
 
 
@@ -170,38 +165,13 @@ def test_a_figure_that_no_record_writes_is_found() -> None:
     assert _unheld(f"{SECTION}\n{added}") == ["900x", "12 times", "3.5", "1,200 ms", "7 passes", "-0.5 %"]
 
 
-def table_of(records: list[Record], *, in_short: bool) -> str:
-    """Of one record the rows but for those that repeat another one's samples, of several their data side by side.
-
-    In short it is what matters most; the honest rivals are never left out.
-    """
-    if len(records) > 1:
-        table = data_sets(records)
-        shown = [place for place, (title, _) in enumerate(table.titles) if not in_short or title in DATA_IN_SHORT]
-        return replace(
-            table,
-            titles=tuple(table.titles[place] for place in shown),
-            rows=tuple(tuple(cells[place] for place in shown) for cells in table.rows),
-        ).markdown()
-    (record,) = records
-    first, *others = record.rows
-    if not in_short:
-        return markdown_table([first, *(row for row in others if row.same_as is None)])
-    ways = (Way.UNCACHED, Way.CACHED, Way.FEWER, Way.FEWER_AS_GOOD, Way.PUBLISHED, FLOOR)
-    found = [one for way in ways if (one := row_of(record, way)) is not None]
-    return markdown_table([first, *found], [column for column in MAIN if column.title in IN_SHORT])
-
-
 def test_tables_are_their_records_digit_for_digit_and_stand_whole_somewhere() -> None:
     """No rival may be left out, nor a table stand without the records that wrote it."""
-    tables = TABLE.findall(SECTION)
-    in_short, in_full = ({paths for how, paths, _ in tables if how == wanted} for wanted in ("in short", "in full"))
+    tables = [(how_much, paths) for _, how_much, paths, _ in TABLE.findall(SECTION)]
+    in_short, in_full = ({paths for how, paths in tables if how == wanted} for wanted in ("in short", "in full"))
     assert in_short
     assert in_short == in_full
-    for how, paths, table in tables:
-        records = [record for path in paths.split() for record in read_records(ROOT / path)]
-        written = table_of(records, in_short=how == "in short")
-        assert table.rstrip("\n") == written, f"by {paths} the table must be:\n{written}"
+    assert with_tables(README, ROOT) == README, "`python -m bench.readme README.md` writes the tables anew"
     assert [line for line in TABLE.sub("", SECTION).splitlines() if line.startswith("|")] == []
 
 

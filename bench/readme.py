@@ -1,0 +1,98 @@
+"""The tables of a README, written from the records that its comments name.
+
+    python -m bench.readme README.md           # write them anew
+    python -m bench.readme README.md --check   # exit code 1 if any would change
+
+    <!-- in short: bench/results/ecg-published-cpu.json -->
+    | rival | ms per sample | ...
+
+A comment tells how much (`in short` or `in full`) and of which records, by paths from the README's folder; the table
+right below it is theirs. Of one record they are its rows, of several its data sets side by side.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.contenders import Way
+from bench.records import Record, read_records, write_whole
+from bench.report import MAIN, markdown_table
+from bench.rows import FLOOR
+from bench.tables import data_sets, row_of
+from runtime.command import run_as_command
+from runtime.errors import OptionError
+
+TABLE = re.compile(r"(<!-- (in short|in full): (.+) -->\n)((?:\|.*\n)*)")  # comment, how much, records, table
+_SHORT_ROWS = (Way.UNCACHED, Way.CACHED, Way.FEWER, Way.FEWER_AS_GOOD, Way.PUBLISHED, FLOOR)
+_SHORT_COLUMNS = ("rival", "ms per sample", "faster", "passes", "SW time", "SW frequency")
+_SHORT_DATA = ("data", "faster", "faster, fewer steps", "few steps as good", "passes", "SW time, uncached",
+               "SW time, E2-CRF", "SW time, fewer steps", "SW time, floor")  # fmt: skip
+
+
+def table_of(records: Sequence[Record], *, in_short: bool) -> str:
+    """Of one record the rows but for those that repeat another one's samples, of several their data side by side.
+
+    In short it is what matters most; the honest rivals are never left out.
+    """
+    if len(records) > 1:
+        table = data_sets(records)
+        shown = [place for place, (title, _) in enumerate(table.titles) if not in_short or title in _SHORT_DATA]
+        return replace(
+            table,
+            titles=tuple(table.titles[place] for place in shown),
+            rows=tuple(tuple(cells[place] for place in shown) for cells in table.rows),
+        ).markdown()
+    (record,) = records
+    first, *others = record.rows
+    if not in_short:
+        return markdown_table([first, *(row for row in others if row.same_as is None)])
+    found = [row for way in _SHORT_ROWS if (row := row_of(record, way)) is not None]
+    return markdown_table([first, *found], [column for column in MAIN if column.title in _SHORT_COLUMNS])
+
+
+def with_tables(text: str, folder: Path) -> str:
+    """The text with every table as its records, by paths from `folder`, write it; a `RecordError` for no record."""
+
+    def written(found: re.Match[str]) -> str:
+        comment, how_much, paths, _ = found.groups()
+        records = [record for path in paths.split() for record in read_records(folder / path)]
+        if not records:
+            raise OptionError(f"{paths} holds no record; make one with `e2crf bench`")
+        return f"{comment}{table_of(records, in_short=how_much == 'in short')}\n"
+
+    return TABLE.sub(written, text)
+
+
+def main(
+    readme: Annotated[Path, typer.Argument(help="Markdown file with comments that name records.")],
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 if a table would change.")] = False,
+) -> None:
+    """Write the tables of a README from their records.
+
+    Example: python -m bench.readme README.md
+    """
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"cannot read {readme}: {error.strerror}; name a Markdown file") from error
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{readme} is not text in UTF-8 ({error.reason}); name a Markdown file") from error
+    if TABLE.search(text) is None:
+        raise OptionError(f"{readme} names no records; write `<!-- in short: bench.json -->` where a table is to stand")
+    written = with_tables(text, readme.parent)
+    if written == text:
+        print(f"{readme}: all tables are as their records")
+    elif check:
+        print(f"{readme}: a table differs from its records; `python -m bench.readme {readme}` writes it anew")
+        raise typer.Exit(1)
+    else:
+        write_whole(readme, written)
+        print(f"{readme}: tables written anew")
+
+
+if __name__ == "__main__":
+    run_as_command(main)
