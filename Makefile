@@ -53,7 +53,8 @@ bench: $(READY)
 report: $(READY)
 	$(E2CRF) report $(RECORDS) --out $(REPORT)
 
-# On the machine with the GPU; it says of every backend what it lacks (pip install 'e2crf[tensorrt]' and so on).
+# On the machine with the GPU; it says of every backend what it lacks (pip install 'e2crf[tensorrt]' and so on). Without a
+# network, in an environment that has PyTorch already: python -m bench.gpu_check
 gpu-check: $(READY)
 	$(VENV)/bin/python -m bench.gpu_check $(if $(GPU_OUT),--out $(GPU_OUT))
 

@@ -107,6 +107,7 @@ class TorchGpu(BackendBase):
     def __init__(self, network: ScoreNet, *, device: str = "cuda", is_compiled: bool) -> None:
         options, self.name = network.options, "torch.compile cuda" if is_compiled else "pytorch cuda"
         super().__init__({"step": whole_graph(options.num_tokens, options.num_channels)})
+        torch.set_float32_matmul_precision("highest")  # NVIDIA's containers allow TF32 by an environment variable
         self._device, module = device, network.eval().to(device)
         self._network = torch.compile(module, mode="reduce-overhead", dynamic=False) if is_compiled else module
 

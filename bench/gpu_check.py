@@ -6,11 +6,11 @@ Nothing is downloaded: the model has the published size and random weights, whic
 CPU says what is right: scores, then the latents of a 50-step trajectory under the same noise. Each contender then
 has a process of its own, since one process takes one flavour of TensorRT, and one that breaks must not take the
 others along; whoever cannot run here says why in one sentence. A cell is whole trajectories, from noise to series,
-timed by device events; `call` is the network call within (TensorRT: by device events, too; others: by the clock,
-copies and launch included), `rest` what a step costs beside it.
+timed by device events (without cuda.core by the clock); `call` is the network call within (TensorRT: by device events,
+too; others: by the clock, copies and launch included), `rest` what a step costs beside it.
 
-The check fails if a contender that runs is off by more than the tolerances: float32 without TF32, sums in another
-order, and the same rounding over 50 steps.
+The check fails if a contender that runs is off by more than the tolerances (float32 without TF32, sums in another
+order, and the same rounding over 50 steps), before it was timed or after, and if none runs at all.
 """
 
 import json
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -43,7 +44,7 @@ from runtime.cache.hold import LinearHold
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Reuse
 from runtime.doctor import examine
-from runtime.errors import BackendError, parse_word
+from runtime.errors import BackendError, BackendWarning, parse_word
 from runtime.sampler import Model, load
 from runtime.sde import VP
 from train.checkpoint import KEY, ModelFacts
@@ -57,6 +58,7 @@ PUBLISHED = NetworkOptions(num_tokens=187, num_channels=1, dropout=0.0)
 LIMIT_S = 460.0  # for all of it
 CELL_S = 3.0  # of one cell
 _SLOWEST_S = 150.0  # of one contender, building included
+_FINDING = '{"name": '  # how the line begins that a process of its own ends with
 Clock = Callable[[Callable[[], object]], float]
 
 
@@ -91,6 +93,7 @@ class Finding:
 
     name: str
     reason: str = ""  # why it does not run here
+    notes: tuple[str, ...] = ()  # what it warned of
     score_error: float = float("nan")  # against the CPU, of the largest value
     trajectory_error: float = float("nan")
     cells: list[Cell] = field(default_factory=list)
@@ -159,12 +162,18 @@ def open_contender(contender: Contender, folder: Path) -> Model:
 
 
 def device_clock() -> Clock:
-    """Seconds between two events on the device, around work that has ended when it returns."""
-    from cuda.core import Device, EventOptions
+    """Seconds between two events on the device, around work that has ended when it returns.
 
-    device = Device()
+    PyTorch and ONNX Runtime need no cuda.core; where it is missing, or too old, the clock tells the same.
+    """
+    try:
+        from cuda.core import Device, EventOptions
+
+        device, options = Device(), EventOptions(timing_enabled=True)
+    except (ImportError, TypeError):
+        return host_clock
     device.set_current()
-    stream, options = device.create_stream(), EventOptions(timing_enabled=True)
+    stream = device.create_stream()
 
     def seconds(work: Callable[[], object]) -> float:
         start = stream.record(options=options)
@@ -176,19 +185,38 @@ def device_clock() -> Clock:
     return seconds
 
 
+def host_clock(work: Callable[[], object]) -> float:
+    """Seconds by the clock, around work that has ended when it returns."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
 def examine_contender(
     name: str, model: Model, folder: Path, clock: Clock, *, cell_s: float = CELL_S, batches: tuple[int, ...] = BATCHES
 ) -> Finding:
-    """Hold a contender against the CPU, then time it."""
+    """Hold a contender against the CPU, time it, and hold it against the CPU again, when all is captured."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", BackendWarning)
+        errors, plan = _errors(model, folder), _plan_of(model)
+        cells = [_cell(model, clock, batch, mode, cache, cell_s)
+                 for batch in batches for mode, cache in (("uncached", None), ("plan", plan))]  # fmt: skip
+        again = _errors(model, folder)
+    worst = {what: float(np.maximum(error, again[what])) for what, error in errors.items()}  # NaN stays
+    notes = [str(one.message) for one in warned if issubclass(one.category, BackendWarning)]
+    if clock is host_clock:
+        notes.append("timed by the clock of the host: cuda.core is missing or too old, pip install 'e2crf[gpu]'")
+    trajectory = float(np.maximum(worst["trajectory"], worst["plan"]))
+    return Finding(name, "", tuple(dict.fromkeys(notes)), worst["score"], trajectory, cells)
+
+
+def _errors(model: Model, folder: Path) -> dict[str, float]:
+    """How far a model is off the CPU's reference, of the largest value."""
     with np.load(folder / "reference.npz") as reference:
-        errors = {
+        return {
             what: float(np.abs(found - reference[what]).max() / np.abs(reference[what]).max())
             for what, found in _computed(model).items()
         }
-    plan = _plan_of(model)
-    cells = [_cell(model, clock, batch, mode, cache, cell_s)
-             for batch in batches for mode, cache in (("uncached", None), ("plan", plan))]  # fmt: skip
-    return Finding(name, "", errors["score"], max(errors["trajectory"], errors["plan"]), cells)
 
 
 def _cell(model: Model, clock: Clock, batch: int, mode: str, cache: Plan | None, cell_s: float) -> Cell:
@@ -223,12 +251,15 @@ def run_apart(contender: Contender, folder: Path, limit_s: float) -> Finding:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, limit_s))
     except subprocess.TimeoutExpired:
         return Finding(contender, f"took longer than the {limit_s:.0f} s that were left for it")
-    lines = ran.stdout.splitlines()
-    if ran.returncode == 0 and lines:
-        value = json.loads(lines[-1])
-        return Finding(**(value | {"cells": [Cell(**cell) for cell in value["cells"]]}))
-    said = ran.stderr.strip().splitlines()
-    return Finding(contender, said[-1].removeprefix("error: ") if said else f"ended with code {ran.returncode}")
+    for line in reversed(ran.stdout.splitlines()):  # also of a process that broke only when it ended
+        if line.startswith(_FINDING):
+            value = json.loads(line)
+            cells, notes = [Cell(**cell) for cell in value["cells"]], tuple(value["notes"])
+            return Finding(**(value | {"cells": cells, "notes": notes}))
+    said, ended = ran.stderr.strip().splitlines(), f"ended with code {ran.returncode}"
+    if said and ran.returncode in (1, 2):
+        return Finding(contender, said[-1].removeprefix("error: "))
+    return Finding(contender, ": ".join([ended, *said[-1:]]))
 
 
 def check(tell: Callable[[str], None]) -> Report:
@@ -259,6 +290,8 @@ def markdown_of(report: Report) -> str:
         "| --- | ---: | ---: | --- |",
     ]
     lines += [f"| {f.name} | {f.score_error:.1e} | {f.trajectory_error:.1e} | {f.verdict} |" for f in report.findings]
+    notes = [f"- {finding.name}: {note}" for finding in report.findings for note in finding.notes]
+    lines += ["", *notes] if notes else []
     lines += [
         "",
         "| contender | batch | | p50 ms | p90 ms | p99 ms | call ms | rest ms a step | memory, clocks |",
@@ -290,7 +323,7 @@ def main(
     write_whole(out / "gpu-check.json", json.dumps(plain(asdict(report)), indent=1) + "\n")
     write_whole(out / "gpu-check.md", text)
     print(text, end="")
-    if any(finding.verdict == "WRONG" for finding in report.findings):
+    if any(finding.verdict == "WRONG" for finding in report.findings) or all(one.reason for one in report.findings):
         raise typer.Exit(1)
 
 

@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 
 from export.manifest import ManifestError
-from runtime.errors import BackendError, CacheWarning, OptionError
+from runtime.errors import BackendError, BackendWarning, CacheWarning, OptionError
 
 STOPPED = 130  # exit code of Ctrl-C
+_OURS = (CacheWarning, BackendWarning)
 
 
 def say(line: str) -> None:
@@ -53,11 +54,12 @@ def exit_with(command: Callable[[], Any]) -> None:
 def warnings_in_words() -> Iterator[None]:
     """Say warnings of ours as sentences, each once; those of others stay as they are."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CacheWarning)
+        for ours in _OURS:
+            warnings.simplefilter("always", ours)
         show, said = warnings.showwarning, set[str]()
 
         def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if not issubclass(category, CacheWarning):
+            if not issubclass(category, _OURS):
                 show(message, category, *place, **more)
             elif str(message) not in said:
                 said.add(str(message))

@@ -6,7 +6,8 @@
     ├── BackendError        a backend cannot be opened, or failed while running
     ├── HubError            the Hugging Face Hub refuses, or cannot be reached
     └── Warning
-        └── CacheWarning    a cache did not do what a cache is for
+        ├── CacheWarning    a cache did not do what a cache is for
+        └── BackendWarning  a backend runs, but slower than it should
 
 A damaged or missing bundle is an `export.manifest.ManifestError`. The command line turns these into one
 sentence; anything else is a bug and keeps its traceback.
@@ -34,6 +35,10 @@ class HubError(Exception):
 
 class CacheWarning(UserWarning):
     """A cache that never reused anything, or was never refreshed."""
+
+
+class BackendWarning(UserWarning):
+    """A backend that runs, but not in its fastest form."""
 
 
 def parse_word(words: type[Word], value: str, what: str) -> Word:

@@ -1,6 +1,13 @@
 """`make gpu-check` as far as it goes without a GPU: the model, the comparison, the cells, the table, the refusals."""
 
+import json
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +20,9 @@ from bench.machine import describe_machine
 from engines.errors import EngineError
 from export.checkpoint import read_checkpoint
 from export.manifest import read_manifest
-from runtime.errors import BackendError
+from runtime.errors import BackendError, BackendWarning
 from runtime.sampler import Model, load
+from tests.commands import run
 from train.networks import NetworkOptions
 
 SMALL = NetworkOptions(num_tokens=15, num_channels=2, d_model=12, num_heads=3, num_layers=2, d_ff=16, dropout=0.0)
@@ -81,6 +89,73 @@ def test_a_process_that_fails_is_a_line_of_the_table(folder: Path) -> None:
     assert late.reason == "took longer than the 0 s that were left for it"
     table = markdown_of(Report(describe_machine(), "", [finding, late], 3.0))
     assert f"| pytorch-eager | nan | nan | {finding.reason} |" in table
+
+
+def run_made_up(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> Finding:
+    """What is made of a process that runs this Python."""
+    real = subprocess.run
+
+    def run(command: list[str], **options: Any) -> Any:
+        return real([sys.executable, "-c", code], **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return gpu_check.run_apart(Contender.EAGER, folder, 60.0)
+
+
+def test_a_process_that_breaks_when_it_ends_has_told_what_it_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = examine_contender("a", opened(folder), folder, seconds, cell_s=0.0, batches=(1,))
+    line = json.dumps(asdict(replace(found, notes=("slow",))))
+    code = f"import os; print({line!r}); print('Failed to load something', flush=True); os.abort()"
+    assert run_made_up(monkeypatch, folder, code) == replace(found, notes=("slow",))
+
+
+def test_a_crash_is_told_by_its_code_and_not_by_a_warning_before_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, sys; print('[0.1, 2]'); sys.stderr.write('a warning'); sys.stderr.flush(); os.abort()"
+    assert run_made_up(monkeypatch, folder, code).reason == "ended with code -6: a warning"
+
+
+def test_without_cuda_core_the_host_tells_the_time_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    clock = gpu_check.device_clock()
+    assert 0.01 < clock(lambda: time.sleep(0.01)) < 5
+    found = examine_contender("a", opened(folder), folder, clock, cell_s=0.0, batches=())
+    assert found.notes == ("timed by the clock of the host: cuda.core is missing or too old, pip install 'e2crf[gpu]'",)
+    assert f"- a: {found.notes[0]}" in markdown_of(Report(describe_machine(), "", [found], 3.0))
+
+
+def test_what_a_contender_warns_of_is_kept(folder: Path) -> None:
+    def warning(work: object) -> float:
+        warnings.warn("launched one by one", BackendWarning, stacklevel=1)
+        return seconds(work)
+
+    found = examine_contender("a", opened(folder), folder, warning, cell_s=0.0, batches=(1,))
+    assert found.notes == ("launched one by one",)
+
+
+def test_what_goes_wrong_only_after_the_timing_is_wrong(folder: Path) -> None:
+    model, calls = opened(folder), []
+
+    def breaking(work: object) -> float:
+        calls.append(work)
+        with torch.no_grad():
+            next(iter(model.backend._network.parameters())).add_(0.1)  # type: ignore[attr-defined]
+        return seconds(work)
+
+    assert examine_contender("a", model, folder, breaking, cell_s=0.0, batches=(1,)).verdict == "WRONG"
+    assert calls
+
+
+@pytest.mark.parametrize(("findings", "code"), [([Finding("a", "no GPU")], 1), ([Finding("a", "", (), 0.0, 0.0)], 0)])
+def test_a_check_that_checked_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, findings: list[Finding], code: int
+) -> None:
+    monkeypatch.setattr(gpu_check, "check", lambda tell: Report(describe_machine(), "", findings, 1.0))
+    assert run(main, monkeypatch, "--out", str(tmp_path)) == code
+    assert (tmp_path / "gpu-check.json").is_file()
 
 
 def test_the_table_holds_every_cell(folder: Path) -> None:

@@ -109,7 +109,7 @@ ECG, ECG_64 = "ecg-published-cpu", "ecg-published-batch64-cpu"
 SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (ECG, lambda found: f"median of {found.options['race']['rounds']} rounds"),
     (ECG, lambda found: f"{found.options['num_samples']:,} samples"),
-    (ECG, lambda found: f"{row(found, Way.UNCACHED).num_samples} uncached"),
+    (ECG, lambda found: f"{row(found, Way.UNCACHED).num_samples:,} uncached"),
     (ECG, lambda found: f"{found.options['num_uncached']} where most steps ask the network"),
     (ECG, lambda found: f"against {row(found, FLOOR).num_samples} real test beats"),
     (ECG, lambda found: f"± half its {per_cent(found.options['quality']['level'])} interval"),

@@ -217,6 +217,35 @@ def test_what_tensorrt_refuses_is_said(trt: ModuleType, core: tuple[Any, list[st
         engine.context(3)
 
 
+def test_without_tensorrt_the_driver_does_all_but_engines(core: tuple[Any, list[str]]) -> None:
+    driver = CudaDriver(None)
+    driver.launch("coast", 300, 4096, 0, 5, 1)
+    driver.synchronize()
+    assert driver.allocate(8).address == 4096
+
+
+def test_a_capture_that_fails_is_ended(core: tuple[Any, list[str]]) -> None:
+    """Whether the work or the end of the capture fails: the stream must not go on capturing."""
+    calls, driver = core[1], CudaDriver(None)
+    with pytest.raises(ZeroDivisionError):
+        driver.capture(lambda: print(1 // 0))
+    assert calls[-1] == "GraphBuilder.close"
+
+    def invalidated() -> None:
+        raise RuntimeError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+
+    driver._stream._returns["create_graph_builder"]._returns["end_building"] = invalidated
+    with pytest.raises(RuntimeError, match="INVALIDATED"):
+        driver.capture(lambda: None)
+    assert calls[-1] == "GraphBuilder.close"
+
+
+def test_a_host_array_is_free_when_its_upload_returns(core: tuple[Any, list[str]]) -> None:
+    calls, driver = core[1], CudaDriver(None)
+    driver.upload(4096, np.zeros(8, np.float32))
+    assert calls[-1] == "Stream.sync"
+
+
 def test_a_full_gpu_is_said_with_what_is_free(trt: ModuleType, core: tuple[Any, list[str]]) -> None:
     calls = core[1]
     driver = CudaDriver(strict_trt(trt, calls))

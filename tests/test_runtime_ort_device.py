@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from export.manifest import read_manifest
 from runtime.backends.ort import OrtBackend
 from runtime.cache.options import E2CRF
 from runtime.cli import main
-from runtime.errors import BackendError
+from runtime.errors import BackendError, BackendWarning
 from runtime.sampler import Model, load
 from tests.tiny import make_bundle
 
@@ -54,10 +55,58 @@ def test_without_the_cuda_provider_one_sentence_says_so(
         assert "NVIDIA GPU" in said
 
 
+def test_caches_are_emptied_without_a_copy_from_the_host(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros cross over once for each shape; every trajectory after that copies on the device."""
+    manifest, copied = read_manifest(bundle), []
+    with Model(manifest, OrtBackend(bundle, manifest.graphs, threads=1, has_own_memory=True)) as model:
+        model.sample(3, steps=6, batch_size=3, cache=None)
+        real = ort.OrtValue.update_inplace
+
+        def update(value: ort.OrtValue, data: object) -> None:
+            copied.append(data.shape if isinstance(data, np.ndarray) else "on the device")  # type: ignore[arg-type]
+            real(value, data)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(ort.OrtValue, "update_inplace", update)
+        model.sample(3, steps=6, batch_size=3, cache=None)
+        assert copied.count("on the device") == 2 * manifest.network.num_layers
+        assert all(shape == "on the device" or len(shape) < 4 for shape in copied)  # z, t, token, score
+        cache = model.backend.zeros((2, 3), "float32")
+        assert cache.nbytes == 24
+        rows = cache[1:2]
+        assert (rows.shape, rows.address - cache[0:1].address) == ((1, 3), 12)
+
+
+def test_a_graph_that_cannot_be_captured_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = ort.InferenceSession, []
+
+    def session(path: str, options: ort.SessionOptions, providers: list[object]) -> ort.InferenceSession:
+        asked.append(providers)
+        if len(asked) == 1:
+            raise RuntimeError("graph capture: nodes are partitioned\nto the CPU")
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    with (
+        load(bundle, device="cuda") as model,
+        pytest.warns(BackendWarning, match="cannot capture head as a CUDA graph.*partitioned to the CPU"),
+        pytest.raises(BackendError, match="could use none here"),
+    ):
+        model.backend.run("head", {})
+    assert asked[1] == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+
+
+def test_libraries_of_cuda_are_loaded_and_stdout_is_left_alone(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcudart.so"))
+    with load(bundle, device="cuda"):
+        assert capsys.readouterr() == ("", "Failed to load libcudart.so\n")
+
+
 def test_a_provider_that_falls_back_to_the_cpu_is_noticed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime opens the session all the same where its CUDA libraries are missing."""
-    import onnxruntime as ort
-
     real, asked = ort.InferenceSession, []
 
     def session(path: str, options: ort.SessionOptions, providers: list[object]) -> ort.InferenceSession:

@@ -12,6 +12,7 @@ is taken by its handle, and with it the context that it belongs to.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
@@ -144,9 +145,9 @@ class DeviceArray:
 
 
 class CudaDriver:
-    """The real one: the GPU of this machine, one stream, and TensorRT or TensorRT-RTX (`trt`)."""
+    """The real one: the GPU of this machine, one stream, and TensorRT or TensorRT-RTX (`trt`; None: no engines)."""
 
-    def __init__(self, trt: ModuleType, stream: int | None = None) -> None:
+    def __init__(self, trt: ModuleType | None, stream: int | None = None) -> None:
         from cuda import core
         from cuda.bindings import driver
 
@@ -162,7 +163,7 @@ class CudaDriver:
         options = core.ProgramOptions(std="c++17", arch=f"sm_{self._device.arch}")
         compiled = core.Program(SOURCE, "c++", options).compile("cubin", name_expressions=())
         self._kernels = {name: compiled.get_kernel(name) for name in KERNELS}
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._runtime = None if trt is None else trt.Runtime(trt.Logger(trt.Logger.ERROR))
 
     @property
     def stream(self) -> int:
@@ -187,8 +188,9 @@ class CudaDriver:
         return int(free)
 
     def upload(self, address: int, array: Array) -> None:
-        """Copy a host array to the device."""
+        """Copy a host array to the device, and wait for it: what the driver has not staged is read from the array."""
         self.copy(address, array.ctypes.data, array.nbytes)
+        self._stream.sync()
 
     def download(self, array: Array, address: int) -> None:
         """Copy from the device into a host array, and wait for it."""
@@ -217,8 +219,11 @@ class CudaDriver:
         builder.begin_building("thread_local")
         try:
             work()
-        finally:
             builder.end_building()
+        except BaseException:
+            with suppress(Exception):
+                builder.close()  # ends a capture that was invalidated, too
+            raise
         graph, stream = builder.complete(), self._stream
         graph.upload(stream)
         return lambda: graph.launch(stream)
@@ -233,6 +238,8 @@ class CudaDriver:
 
     def load(self, engine: bytes) -> "TrtEngine":
         """Make an engine ready."""
+        assert self._trt is not None
+        assert self._runtime is not None
         loaded = self._runtime.deserialize_cuda_engine(engine)
         if loaded is None:
             raise BackendError(

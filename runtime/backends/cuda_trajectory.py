@@ -15,6 +15,7 @@ plan looks at, is fetched when the policy asks for it: at the step after the ref
 to do different things, the network runs on all of them, and a mask keeps the others as they were.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from runtime.cache.hold import Hold, LinearHold
 from runtime.cache.policy import Decision
 from runtime.cache.policy import Event as What
 from runtime.cache.state import Floats, Ints, ModelFacts, Trajectory, Work, padded
-from runtime.errors import BackendError
+from runtime.errors import BackendError, BackendWarning
 from runtime.noise import NoiseStream
 from runtime.schedule import Schedule
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from runtime.backends.tensorrt import TensorrtBackend
 
 _HOLDS = 256  # functions whose tables are kept on the device
-_TIMED = 6  # network calls of a kind that are timed; the others are taken to be as long
+_TIMED = 8  # network calls of a kind that are timed; the others are taken to be as long
+_FIRST = 4  # of these: in either direction one runs plainly, and one is captured
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,9 @@ class Lane:
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
         try:
             return self.driver.capture(work)
-        except Exception:  # an engine that cannot be captured; each library has errors of its own
+        except Exception as error:  # an engine that cannot be captured; each library has errors of its own
+            warnings.warn("a step cannot be captured as a CUDA graph, its kernels are launched one by one: "
+                          f"{' '.join(str(error).split())[:200]}", BackendWarning, stacklevel=2)  # fmt: skip
             return work
 
     def masked_step(self, calls: Sequence[tuple[NDArray[np.bool_], Ints | None, Hold | None]]) -> None:
@@ -360,7 +364,7 @@ class DeviceTrajectory(Trajectory):
         work, total = self._work, dict.fromkeys((True, False), 0.0)
         calls = {True: work.full_calls, False: work.calls - work.full_calls}
         for is_full, timed in self._timed.items():
-            if usual := timed[2:] or timed[-1:]:  # the first runs plainly, the second is captured
+            if usual := timed[_FIRST:] or timed[-1:]:
                 total[is_full] = float(np.median([end.since(start) for start, end in usual])) * calls[is_full]
         return Work(work.calls, work.tokens, sum(total.values()), work.full_calls, work.full_tokens, total[True])
 

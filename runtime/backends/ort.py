@@ -11,7 +11,10 @@ capture the graph; TF32 is off, so that samples are the CPU's. The tests run thi
 the provider itself is for `make gpu-check`.
 """
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from export.manifest import Graph
 from runtime.backends.base import Arrays, BackendBase, Device
-from runtime.errors import BackendError, require
+from runtime.errors import BackendError, BackendWarning, require
 
 _CUDA = "CUDAExecutionProvider"
 
@@ -54,12 +57,17 @@ class OrtBackend(BackendBase):
         if device == Device.CUDA and _CUDA not in (found := ort.get_available_providers()):
             raise BackendError(
                 f"--device cuda needs an NVIDIA GPU and ONNX Runtime with {_CUDA}, found {', '.join(found)}; "
-                "install onnxruntime-gpu in place of onnxruntime, or leave the device out"
+                "install onnxruntime-gpu in place of onnxruntime (`pip uninstall onnxruntime`, then `pip install "
+                "--force-reinstall --no-deps onnxruntime-gpu`: both write one folder), or leave the device out"
             )
+        if device == Device.CUDA:
+            with redirect_stdout(sys.stderr):  # where it finds no library, it prints
+                ort.preload_dlls()  # those that came as Python packages
         self._bundle, self._device = bundle, str(device)
         self._has_own_memory = device != Device.CPU if has_own_memory is None else has_own_memory
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._captured: set[str] = set()  # graphs whose calls are CUDA graphs
+        self._empty: dict[tuple[tuple[int, ...], str], ort.OrtValue] = {}  # zeros on the device, by shape and type
         self._numbers = count(1)  # of CUDA graphs
         self._threads = threads or 0
 
@@ -88,7 +96,9 @@ class OrtBackend(BackendBase):
                 path, options, providers=[(_CUDA, usual | {"enable_cuda_graph": "1"}), "CPUExecutionProvider"]
             )
             self._captured.add(graph)
-        except Exception:  # some node of the graph runs elsewhere
+        except Exception as error:  # some node of the graph runs elsewhere
+            warnings.warn(f"ONNX Runtime cannot capture {graph} as a CUDA graph, its kernels are launched one by one: "
+                          f"{' '.join(str(error).split())[:200]}", BackendWarning, stacklevel=2)  # fmt: skip
             session = ort.InferenceSession(path, options, providers=[(_CUDA, usual), "CPUExecutionProvider"])
         if _CUDA not in session.get_providers():  # it falls back without an error
             raise BackendError(
@@ -116,7 +126,13 @@ class OrtBackend(BackendBase):
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A cache of keys or values: a NumPy array, or memory of the device."""
-        return DeviceCache(shape, dtype, self._device) if self._has_own_memory else super().zeros(shape, dtype)
+        if not self._has_own_memory:
+            return super().zeros(shape, dtype)
+        if (shape, dtype) not in self._empty:
+            self._empty.clear()  # of other batches
+            self._empty[shape, dtype] = _memory(shape, np.dtype(dtype).type, self._device)
+            self._empty[shape, dtype].update_inplace(np.zeros(shape, dtype))
+        return DeviceCache(shape, dtype, self._device, self._empty[shape, dtype])
 
     def bind(self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Callable[[], None]:
         """Prepare a call over these very buffers, without a copy on either side; on a device with those of caches."""
@@ -165,28 +181,30 @@ class OrtBackend(BackendBase):
         return call
 
     def close(self) -> None:
-        """Drop the sessions."""
+        """Drop the sessions, and what is held on a device."""
         self._sessions.clear()
+        self._empty.clear()
 
 
 class DeviceCache:
     """Keys or values of a batch in memory of a device; samples of it are bound by address."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, device: str) -> None:
-        self._empty = np.zeros(shape, dtype)
-        self._value = _memory(shape, self._empty.dtype.type, device)
-        self.nbytes = self._empty.nbytes
+    def __init__(self, shape: tuple[int, ...], dtype: str, device: str, empty: ort.OrtValue) -> None:
+        self._shape, self._dtype, self._empty = shape, np.dtype(dtype), empty
+        self._value = _memory(shape, self._dtype.type, device)
+        self.nbytes = int(np.prod(shape)) * self._dtype.itemsize
         self.fill(0.0)
 
     def fill(self, value: float) -> None:
-        """Forget what is kept."""
+        """Forget what is kept, without a copy from the host."""
         assert value == 0.0, "caches begin empty"
         self._value.update_inplace(self._empty)
 
     def __getitem__(self, samples: slice) -> "DeviceRows":
-        rows = self._empty[samples]
-        offset = rows.ctypes.data - self._empty.ctypes.data
-        return DeviceRows(self._value, self._value.data_ptr() + offset, rows.shape, rows.dtype.type)
+        first, last, _ = samples.indices(self._shape[0])
+        offset = first * (self.nbytes // self._shape[0])
+        return DeviceRows(self._value, self._value.data_ptr() + offset, (last - first, *self._shape[1:]),
+                          self._dtype.type)  # fmt: skip
 
 
 class DeviceRows:
