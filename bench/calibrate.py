@@ -66,6 +66,7 @@ class CalibrateOptions:
         require(0 <= self.budget < 10, "the budget must lie in [0, 10)", self.budget, "0.02 allows 2 %")
         require(0 < self.minutes < 1e4, "minutes must be positive", self.minutes, "12 is the default")
         require(self.most_refreshes >= 2, "most_refreshes must be at least 2", self.most_refreshes, "32 is the default")
+        require(0 <= self.seed < 2**63, "the seed must be an integer from 0 to 2^63 - 1", self.seed, "0 is the default")
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "64 is the default")
 
 

@@ -101,7 +101,7 @@ class CompareOptions:
         few = self.num_uncached
         require(few is None or 2 <= few <= self.num_samples, f"num_uncached must lie in 2 .. {self.num_samples}", few,
                 "leave it out for as many")  # fmt: skip
-        require(self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "200 is the default")
+        require(self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "take 64 or more")
         require(self.num_search >= 2, "num_search must be at least 2", self.num_search, "128 is the default")
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "1 is the default")
         require(self.steps >= 2, "steps must be at least 2", self.steps, "1000 is the default")

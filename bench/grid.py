@@ -48,6 +48,9 @@ class GridOptions(sweep.SweepOptions):
         super().__post_init__()
         require(self.K is None or len(self.K) > 0, "name at least one K", self.K, "leave it out for the usual ones")
         require(len(self.R) > 0, "name at least one R", self.R, "leave it out for the usual ones")
+        for name in ("K", "R"):
+            given = getattr(self, name) or ()
+            require(len(set(given)) == len(given), f"{name} must name each number once", given, "leave out the others")
         for R in self.R:
             self.cache(0, R)
 

@@ -6,8 +6,9 @@
     <!-- in short: bench/results/ecg-published-cpu.json -->
     | rival | ms per sample | ...
 
-A comment tells how much (`in short` or `in full`) and of which records, by paths from the README's folder; the table
-right below it is theirs. Of one record they are its rows, of several its data sets side by side.
+A comment tells how much (`in short` or `in full`) and of which records of `e2crf bench`, by paths from the README's
+folder; the table right below it is theirs. Of one record these are its rows, of several their data sets side by side.
+What stands between code fences stays as it is.
 """
 
 import re
@@ -19,14 +20,15 @@ from typing import Annotated
 import typer
 
 from bench.contenders import Way
-from bench.records import Record, read_records, write_whole
+from bench.records import Kind, Record, read_records, write_whole
 from bench.report import MAIN, markdown_table
 from bench.rows import FLOOR
 from bench.tables import data_sets, row_of
 from runtime.command import run_as_command
 from runtime.errors import OptionError
 
-TABLE = re.compile(r"(<!-- (in short|in full): (.+) -->\n)((?:\|.*\n)*)")  # comment, how much, records, table
+TABLE = re.compile(r"^(<!-- (in short|in full): (.+) -->)(?:\n|\Z)((?:\|.*(?:\n|\Z))*)", re.MULTILINE)  # and the table
+_FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _SHORT_ROWS = (Way.UNCACHED, Way.CACHED, Way.FEWER, Way.FEWER_AS_GOOD, Way.PUBLISHED, FLOOR)
 _SHORT_COLUMNS = ("rival", "ms per sample", "faster", "passes", "SW time", "SW frequency")
 _SHORT_DATA = ("data", "faster", "faster, fewer steps", "few steps as good", "passes", "SW time, uncached",
@@ -60,11 +62,13 @@ def with_tables(text: str, folder: Path) -> str:
     def written(found: re.Match[str]) -> str:
         comment, how_much, paths, _ = found.groups()
         records = [record for path in paths.split() for record in read_records(folder / path)]
-        if not records:
-            raise OptionError(f"{paths} holds no record; make one with `e2crf bench`")
-        return f"{comment}{table_of(records, in_short=how_much == 'in short')}\n"
+        if not records or not all(record.kind == Kind.BENCH and record.rows for record in records):
+            kinds = ", ".join(record.kind + ("" if record.rows else " without rows") for record in records) or "none"
+            raise OptionError(f"{paths} must hold records of `e2crf bench`, found {kinds}; name other ones")
+        return f"{comment}\n{table_of(records, in_short=how_much == 'in short')}\n"
 
-    return TABLE.sub(written, text)
+    parts = _FENCED.split(text)  # every second one is code
+    return "".join(part if place % 2 else TABLE.sub(written, part) for place, part in enumerate(parts))
 
 
 def main(
@@ -76,11 +80,12 @@ def main(
     Example: python -m bench.readme README.md
     """
     try:
-        text = readme.read_text(encoding="utf-8")
+        raw = readme.read_bytes().decode("utf-8")
     except OSError as error:
         raise OptionError(f"cannot read {readme}: {error.strerror}; name a Markdown file") from error
     except UnicodeDecodeError as error:
         raise OptionError(f"{readme} is not text in UTF-8 ({error.reason}); name a Markdown file") from error
+    text = raw.replace("\r\n", "\n")
     if TABLE.search(text) is None:
         raise OptionError(f"{readme} names no records; write `<!-- in short: bench.json -->` where a table is to stand")
     written = with_tables(text, readme.parent)
@@ -90,7 +95,7 @@ def main(
         print(f"{readme}: a table differs from its records; `python -m bench.readme {readme}` writes it anew")
         raise typer.Exit(1)
     else:
-        write_whole(readme, written)
+        write_whole(readme.resolve(), written.replace("\n", "\r\n") if "\r\n" in raw else written)
         print(f"{readme}: tables written anew")
 
 

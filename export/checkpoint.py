@@ -10,6 +10,7 @@ that is not on its list.
 """
 
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def checkpoint_of(path: Path, manifest: Manifest) -> Checkpoint:
 def _read(path: Path, content: dict[str, Any], supplement: Supplement | None) -> Checkpoint:
     found = _read_upstream(path, content, supplement) if is_upstream(content) else _read_own(path, content)
     _check_finite(path, found.network, {"feature_mean": found.mean, "feature_std": found.std})
+    _check_facts(path, found)
     return found
 
 
@@ -160,11 +162,6 @@ def _read_upstream(path: Path, content: dict[str, Any], supplement: Supplement |
     options = found.network
     shape = (options.num_tokens, options.num_channels)
     mean, std = supplement.statistics(domain) or (np.zeros(shape, np.float32), np.ones(shape, np.float32))
-    if mean.shape != shape or std.shape != shape:
-        raise CheckpointError(
-            f"the mean and std for {path} must have the shape {shape}, found {mean.shape} and {std.shape}; "
-            "take the data that the model was trained on"
-        )
     is_in_run = path.parent.name == "checkpoints"
     return Checkpoint(
         path=path, digest=digest_of(path), network=network, process=found.process, eps=found.eps, domain=domain,
@@ -180,9 +177,10 @@ def _load(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        named = re.search(r"GLOBAL [\w.]+", str(error))  # the rest is advice to run what is in it
+        reason = f" ({named[0]})" if named else ""
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, or is cut off, and was not loaded ({reason}); "
+            f"{path} holds more than tensors and plain values, or is cut off, and was not loaded{reason}; "
             "use a checkpoint written by `e2crf train` or by fdiff"
         ) from error
     except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
@@ -207,6 +205,32 @@ def _network(options: NetworkOptions, state: dict[str, torch.Tensor]) -> ScoreNe
         embedding(torch.arange(options.num_tokens))  # renormalises its rows in place
     embedding.max_norm = None
     return network
+
+
+def _check_facts(path: Path, found: Checkpoint) -> None:
+    """Raise unless the facts beside the weights are some that a sampler can work with."""
+    shape = (found.network.options.num_tokens, found.network.options.num_channels)
+    if found.mean.shape != shape or found.std.shape != shape:
+        raise CheckpointError(
+            f"the mean and std for {path} must have the shape {shape}, found {found.mean.shape} and "
+            f"{found.std.shape}; take the data that the model was trained on"
+        )
+    facts: dict[str, tuple[bool, object]] = {
+        "the std of its data must be positive somewhere and negative nowhere": (
+            bool((found.std >= 0).all() and found.std.any()), f"{found.std.min()} to {found.std.max()}"
+        ),
+        "eps must lie between 0 and 1": (0 < found.eps < 1, found.eps),
+        "its domain must be frequency or time": (found.domain in ("frequency", "time"), found.domain),
+        "run_id must be the name of a folder": (_names_a_folder(found.run_id), found.run_id),
+    }  # fmt: skip
+    for what, (holds, value) in facts.items():
+        if not holds:
+            raise CheckpointError(f"{path}: {what}, found {value!r}; it may be damaged: copy it again")
+
+
+def _names_a_folder(run_id: object) -> bool:
+    """Whether this is None or one name, which leads nowhere else."""
+    return run_id is None or (isinstance(run_id, str) and run_id == Path(run_id).name != "..")
 
 
 def _check_finite(path: Path, network: ScoreNet, statistics: dict[str, NDArray[np.float32]]) -> None:

@@ -12,6 +12,7 @@ digest that does not match is a `ManifestError` that says what, what was found, 
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -194,6 +195,7 @@ def read_manifest(bundle: Path, *, verify_digests: bool = True) -> Manifest:
         )
     manifest = record_from_json(Manifest, value, MANIFEST_FILE)
     _check_shapes(manifest, path)
+    _check_values(manifest, path)
     if verify_digests:
         for name, graph in manifest.graphs.items():
             check_graph_file(bundle, name, graph)
@@ -215,6 +217,7 @@ def check_graph_file(bundle: Path, name: str, graph: Graph) -> None:
 
 
 def _check_shapes(manifest: Manifest, path: Path) -> None:
+    """Raise unless all that is said by token has N entries of C channels, and the step graph is of this network."""
     network = manifest.network
     per_token: dict[str, list[Any]] = {
         "tokens.frequency": manifest.tokens.frequency,
@@ -229,3 +232,53 @@ def _check_shapes(manifest: Manifest, path: Path) -> None:
                 f"{path}: {name} has {len(values)} entries, the network {network.num_tokens} tokens; "
                 "export the bundle again"
             )
+    widths = {len(row) for rows in (manifest.standardisation.mean, manifest.standardisation.std) for row in rows}
+    if widths != {network.num_channels}:
+        raise ManifestError(
+            f"{path}: mean and std have rows of {sorted(widths)} channels, the network {network.num_channels}; "
+            "export the bundle again"
+        )
+    if (step := manifest.graphs.get("step")) is not None:
+        _check_step(step, network, path)
+
+
+def _check_step(step: Graph, network: Network, path: Path) -> None:
+    found = {tensor.name: tensor.shape[1:] for tensor in step.inputs}
+    caches = {name: shape for name, shape in found.items() if name.startswith(("past_key", "past_value"))}
+    heads = network.num_heads
+    cache = [heads, network.num_tokens, network.head_dim if heads else 0]
+    fits = found.get("z", [0])[-1] == network.num_channels and all(shape == cache for shape in caches.values())
+    if not fits or (caches and len(caches) != 2 * network.num_layers):
+        raise ManifestError(
+            f"{path}: the inputs of graph step, {found}, are not those of a network of {network.num_layers} layers, "
+            f"{network.num_channels} channels and caches {cache}; export the bundle again"
+        )
+
+
+def _check_values(manifest: Manifest, path: Path) -> None:
+    """Raise unless the numbers and words are some that a sampler can work with."""
+    network, tokens, scale = manifest.network, manifest.tokens, manifest.standardisation
+    mean, std = ([value for row in rows for value in row] for rows in (scale.mean, scale.std))
+    facts: dict[str, tuple[bool, object]] = {
+        "diffusion.domain must be frequency or time": (
+            manifest.diffusion.domain in ("frequency", "time"), manifest.diffusion.domain
+        ),
+        "diffusion.eps must lie between 0 and 1": (0 < manifest.diffusion.eps < 1, manifest.diffusion.eps),
+        "precision must be fp32, fp16 or bf16": (manifest.precision in ("fp32", "fp16", "bf16"), manifest.precision),
+        "tokens.frequency must lie in 0 .. N - 1": (
+            all(0 <= one < network.num_tokens for one in tokens.frequency), tokens.frequency
+        ),
+        "tokens.noise_shape must be positive": (
+            all(0 < one < math.inf for one in tokens.noise_shape), tokens.noise_shape
+        ),
+        "tokens.spectral_weight must not be negative": (
+            all(0 <= one < math.inf for one in tokens.spectral_weight), tokens.spectral_weight
+        ),
+        "standardisation.mean must be finite": (all(map(math.isfinite, mean)), mean),
+        "standardisation.std must be positive somewhere and negative nowhere": (
+            all(0 <= one < math.inf for one in std) and any(std), std
+        ),
+    }  # fmt: skip
+    for what, (holds, value) in facts.items():
+        if not holds:
+            raise ManifestError(f"{path}: {what}, found {value!r:.60}; export the bundle again")

@@ -30,7 +30,7 @@ def _told(error: Exception) -> int | None:
     """Exit code of an error that is meant for the user, None for a bug."""
     if isinstance(error, OptionError | ManifestError):
         return 2
-    if isinstance(error, BackendError | OSError):
+    if isinstance(error, BackendError | OSError | MemoryError):
         return 1
     code = getattr(error, "exit_code", None)  # errors of rooms that are not imported here
     return code if isinstance(code, int) else None
@@ -90,6 +90,8 @@ def _run(command: Callable[[], Any]) -> int:
 
 def _sentence(error: Exception) -> str:
     """What an error says; for wrong use of a command also where its help is."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error or 'no more was to be had'}; take a smaller --batch-size, or fewer steps"
     if isinstance(error, OSError):
         what = f"cannot write or read {error.filename}" if error.filename else "cannot write or read a file"
         return f"{what}: {error.strerror or error}; nothing was replaced: make room or choose another place"

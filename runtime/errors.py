@@ -13,6 +13,7 @@ A damaged or missing bundle is an `export.manifest.ManifestError`. The command l
 sentence; anything else is a bug and keeps its traceback.
 """
 
+import operator
 from enum import StrEnum
 from typing import TypeVar
 
@@ -47,6 +48,14 @@ def parse_word(words: type[Word], value: str, what: str) -> Word:
         return words(value)
     except ValueError:
         raise OptionError(f"unknown {what} {value!r}; the known ones are {', '.join(words)}") from None
+
+
+def whole(value: object, what: str) -> int:
+    """A whole number of any kind, such as NumPy's, as Python's own; an `OptionError` for anything else."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise OptionError(f"{what} must be a whole number, found {value!r}; leave out what follows the point") from None
 
 
 def require(ok: bool, what: str, found: object, remedy: str) -> None:

@@ -29,7 +29,7 @@ from runtime.cache.plan import PLAN_FILE, Plan, read_plan
 from runtime.cache.policy import Cache, Decision, Reuse, Step, TokenFacts, steps_of
 from runtime.cache.state import ModelFacts, Trajectory
 from runtime.cache.stats import Recorder, Stats
-from runtime.errors import CacheWarning, parse_word, require
+from runtime.errors import CacheWarning, OptionError, parse_word, require, whole
 from runtime.fourier import idft
 from runtime.leaps import Leaps
 from runtime.noise import NoiseStream
@@ -136,11 +136,15 @@ class Model:
 
     def score(self, z: NDArray[np.floating], t: NDArray[np.floating]) -> NDArray[np.float32]:
         """The network itself, uncached: z [B, N, C] standardised, t [B] in (0, 1] -> score [B, N, C]."""
+        z, t = np.asarray(z), np.asarray(t)
+        require(z.dtype.kind in "fiu" and t.dtype.kind in "fiu", "z and t must be real numbers",
+                f"{z.dtype} and {t.dtype}", "give floats")  # fmt: skip
         network = self.manifest.network
         expected = (len(z), network.num_tokens, network.num_channels)
         require(z.shape == expected and len(z) > 0, f"z must have the shape (B, {expected[1]}, {expected[2]})",
                 z.shape, "standardise and transform the series first")  # fmt: skip
         require(t.shape == (len(z),), f"t must have the shape ({len(z)},)", t.shape, "give one time per sample")
+        require(bool(((t > 0) & (t <= 1)).all()), "times must lie in (0, 1]", t.tolist(), "1 is noise, eps is data")
         with self.network(len(z)) as prepared:
             call = prepared.call(network.num_tokens)
             call.z[...], call.t[...] = z, t
@@ -169,9 +173,12 @@ class Model:
         `BackendError` when the backend fails, and on Ctrl-C `Interrupted` with the finished batches. Warns
         (`CacheWarning`) where a cache never reused or never refreshed.
         """
+        n, seed = whole(n, "the number of samples"), whole(seed, "the seed")
+        batch_size, first_sample = whole(batch_size, "batch_size"), whole(first_sample, "first_sample")
         require(n >= 1, "the number of samples must be at least 1", n, "ask for one or more")
         require(batch_size >= 1, "batch_size must be at least 1", batch_size, "64 is the default")
-        require(first_sample >= 0, "first_sample must not be negative", first_sample, "0 is the default")
+        require(0 <= first_sample <= 2**63 - 1 - n, "first_sample must not be negative, nor the last one above 2^63",
+                first_sample, "0 is the default")  # fmt: skip
         settings = self.settings(steps, solver, grid, cache)
         run = _Run(self, settings, seed, on_step)
         begun = time.perf_counter()
@@ -183,7 +190,8 @@ class Model:
             except KeyboardInterrupt as stop:
                 raise Interrupted(self._collect(run, batches, begun) if batches else None) from stop
             drawn = self._collect(run, batches, begun)
-        if isinstance(settings.cache, E2CRF) and settings.cache.policy != PolicyName.NEVER:
+        policy = settings.cache.policy if isinstance(settings.cache, E2CRF) else None
+        if policy not in (None, PolicyName.NEVER) or (policy and not drawn.stats.work.calls):
             for message in drawn.stats.warnings:
                 warnings.warn(message, CacheWarning, stacklevel=2)
         return drawn
@@ -197,8 +205,11 @@ class Model:
         usual: tuple[int, str, str] = (DEFAULT_STEPS, DEFAULT_SOLVER, DEFAULT_GRID)
         if isinstance(cache, Plan):
             usual = (cache.steps, cache.solver, cache.grid)
+        if cache is not None and not hasattr(cache, "concrete"):
+            raise OptionError(f"cache must be E2CRF(...), a plan, a record of your own or None, found {cache!r}; "
+                              "a policy is named as E2CRF(policy=...)")  # fmt: skip
         chosen = Settings(
-            steps=usual[0] if steps is None else steps,
+            steps=usual[0] if steps is None else whole(steps, "steps"),
             solver=parse_word(Solver, usual[1] if solver is None else solver, "solver"),
             grid=parse_word(TimeGrid, usual[2] if grid is None else grid, "time grid"),
             cache=UNCACHED if cache is None else cache,

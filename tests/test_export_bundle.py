@@ -3,6 +3,7 @@
 import copy
 import errno
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,26 @@ def _edit(folder: Path, change: Any) -> None:
         (lambda f: _edit(f, lambda m: m["network"].update(d_ff="many")), "d_ff must be int, found 'many'"),
         (lambda f: _edit(f, lambda m: m["tokens"]["frequency"].pop()), "has 14 entries, the network 15 tokens"),
         (lambda f: _edit(f, lambda m: m["graphs"]["head"].update(file="../../etc/x")), "points outside the bundle"),
+        (
+            lambda f: _edit(f, lambda m: m["standardisation"]["mean"].__setitem__(0, [0.5])),
+            r"rows of \[1, 2\]",
+        ),
+        (lambda f: _edit(f, lambda m: m["standardisation"]["mean"][3].__setitem__(0, math.nan)), "mean must be finite"),
+        (
+            lambda f: _edit(f, lambda m: m["standardisation"]["std"][3].__setitem__(0, -1.0)),
+            "std must be positive",
+        ),
+        (lambda f: _edit(f, lambda m: m["tokens"]["frequency"].__setitem__(2, -5)), "frequency must lie in 0 .. N - 1"),
+        (lambda f: _edit(f, lambda m: m["tokens"]["noise_shape"].__setitem__(2, 0.0)), "noise_shape must be positive"),
+        (lambda f: _edit(f, lambda m: m["tokens"]["spectral_weight"].__setitem__(2, -1.0)), "must not be negative"),
+        (
+            lambda f: _edit(f, lambda m: m["diffusion"].update(domain="foo")),
+            "must be frequency or time, found 'foo",
+        ),
+        (lambda f: _edit(f, lambda m: m["diffusion"].update(eps=2.0)), "eps must lie between 0 and 1, found 2.0"),
+        (lambda f: _edit(f, lambda m: m.update(precision="fp8")), "precision must be fp32, fp16 or bf16, found 'fp8'"),
+        (lambda f: _edit(f, lambda m: m["network"].update(num_heads=4)), r"not those of a network of .* \[4, 15, 3\]"),
+        (lambda f: _edit(f, lambda m: m["network"].update(num_layers=3)), "not those of a network of 3 layers"),
     ],
 )
 def test_a_damaged_bundle_is_refused_in_a_sentence(tmp_path: Path, damage: Any, says: str) -> None:

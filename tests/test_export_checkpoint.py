@@ -65,6 +65,10 @@ def _other_schema(content: dict[str, Any]) -> Any:
     return content
 
 
+def _fact(**facts: Any) -> Any:
+    return lambda content: content | {"e2crf": content["e2crf"] | facts}
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -73,6 +77,16 @@ def _other_schema(content: dict[str, Any]) -> Any:
         (_nan, "1 of 24 values of unembedder.weight are NaN"),
         (_without_layer, "damaged or incomplete.*linear1.weight"),
         (_other_schema, "has schema 9"),
+        (_fact(run_id="../../x"), "run_id must be the name of a folder, found '../../x'"),
+        (_fact(run_id="/tmp/x"), "run_id must be the name of a folder"),
+        (_fact(run_id=".."), "run_id must be the name of a folder"),
+        (_fact(run_id=7), "run_id must be the name of a folder"),
+        (_fact(domain="wavelet"), "domain must be frequency or time, found 'wavelet'"),
+        (_fact(eps=0.0), "eps must lie between 0 and 1, found 0.0"),
+        (_fact(eps=float("nan")), "eps must lie between 0 and 1, found nan"),
+        (_fact(feature_std=torch.zeros(15, 2)), "std of its data must be positive somewhere"),
+        (_fact(feature_std=torch.full((15, 2), -1.0)), "negative nowhere, found '-1.0 to -1.0'"),
+        (_fact(feature_mean=torch.zeros(15, 1)), r"must have the shape \(15, 2\), found \(15, 1\)"),
     ],
 )
 def test_an_unusable_checkpoint_is_refused(tmp_path: Path, spoil: Any, says: str) -> None:
@@ -98,6 +112,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, form: str) -> None:
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(_Payload(f"touch {mark}"), protocol=2))
-    with pytest.raises(CheckpointError, match=r"was not loaded|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"was not loaded|cannot be read") as said:
         read_checkpoint(path)
+    assert "weights_only" not in str(said.value)  # no advice to run it
     assert not mark.exists()

@@ -111,6 +111,8 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], str]:
         (changed(surprise=[0.5]), "surprise must have one number per refresh, found 1"),
         (changed(guard=-1.0), "surprise and guard must be positive numbers"),
         (changed(guard="4"), "is not a plan"),
+        (changed(steps=True), "steps must be a whole number of at least 1, found True"),
+        (changed(K=True), "K must be a whole number that is not negative, found True"),
         (changed(steps=0), "steps must be a whole number of at least 1, found 0"),
         (changed(steps=40.5), "steps must be a whole number of at least 1, found 40.5"),
         (changed(steps="40"), "steps must be a whole number"),

@@ -133,6 +133,16 @@ def test_a_cache_that_never_refreshes_warns(tiny: Model, cache: E2CRF) -> None:
         tiny.sample(2, steps=20, cache=cache)
 
 
+@pytest.mark.parametrize("cache", [E2CRF(R=2), E2CRF(policy="never"), E2CRF(policy="e2crf")])
+def test_a_run_that_never_asks_the_network_warns(tiny: Model, cache: E2CRF) -> None:
+    """One step lies at t = 1, in the prior phase."""
+    with pytest.warns(CacheWarning, match="the network was never asked"):
+        stats = tiny.sample(2, steps=1, cache=cache).stats
+    summary = stats.summary()
+    assert summary["ideal_speedup"] is None
+    assert summary["achieved_speedup"] is None
+
+
 def test_what_is_meant_does_not_warn(tiny: Model) -> None:
     """Warnings are errors here: policy never, the uncached sampler, plans and plug-ins keep silent."""
     digest = tiny.manifest.source.digest

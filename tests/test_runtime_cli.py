@@ -22,6 +22,7 @@ import typer
 from bench.machine import describe_machine
 from bench.records import Record, Row, write_records
 from runtime.cache.plan import Plan, read_plan
+from runtime.cache.state import Trajectory
 from runtime.cli import app, main
 from runtime.command import warnings_in_words
 from runtime.errors import CacheWarning
@@ -591,6 +592,59 @@ def test_ctrl_c_while_sampling_keeps_finished_batches_and_says_how_to_go_on(bund
     assert run("sample", bundle, "-n", 1, "--first-sample", count - 1, "--steps", 30) == 0
     with np.load("samples.npz") as file:
         np.testing.assert_allclose(file["series"][0], last, atol=1e-4 * np.abs(last).max())
+
+
+def test_what_was_kept_of_one_run_is_not_replaced_by_the_next(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same Ctrl-C twice, in the second of four batches."""
+    real, batches = Trajectory.__init__, []
+
+    def begin(*arguments: Any, **options: Any) -> None:
+        batches.append(1)
+        if len(batches) % 2 == 0:
+            raise KeyboardInterrupt
+        real(*arguments, **options)
+
+    monkeypatch.setattr(Trajectory, "__init__", begin)
+    for seed in (0, 9):
+        assert run("sample", bundle, "-n", 20, "--batch-size", 5, "--steps", 10, "--R", 2, "--seed", seed) == 130
+    kept = []
+    for name in ("samples.partial-0.npz", "samples.partial-0-2.npz"):
+        with np.load(name) as file:
+            kept.append(json.loads(str(file["record"]))["seed"])
+    assert kept == [0, 9]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample", "-n", "2", "--steps", "10", "--out", "folder.npz", "--overwrite"),
+        ("calibrate", "--out", "folder.npz"),
+        ("bench", "--out", "taken"),
+        ("calibrate", "--seed", "-1"),
+    ],
+)
+def test_what_cannot_be_written_or_meant_is_said_before_anything_runs(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        pytest.fail("something ran")
+
+    Path("folder.npz").mkdir()
+    Path("taken").write_text("")
+    monkeypatch.setattr("runtime.sampler.Model.sample", too_late)
+    assert run(words[0], bundle, *words[1:]) in (1, 2)
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_too_little_memory_is_a_sentence(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 9.8 TiB")
+
+    monkeypatch.setattr("runtime.sampler.Model.sample", full)
+    assert run("sample", bundle, "-n", 2) == 1
+    assert capsys.readouterr().err.startswith("error: not enough memory: Unable to allocate 9.8 TiB; take a smaller")
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from Linux's /proc")

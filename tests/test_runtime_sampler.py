@@ -337,11 +337,61 @@ def test_impossible_cache_options_are_refused(knobs: dict[str, object], says: st
         ({"n": 1, "batch_size": 0}, "batch_size must be at least 1"),
         ({"n": 1, "seed": -1}, "seed must be an integer"),
         ({"n": 1, "cache": E2CRF(K=16)}, "K must not exceed the 8 frequencies"),
+        ({"n": 1, "cache": "e2crf"}, r"cache must be E2CRF\(\.\.\.\).*found 'e2crf'"),
+        ({"n": 1, "seed": 1.5}, "the seed must be a whole number, found 1.5"),
+        ({"n": 2.5}, "the number of samples must be a whole number, found 2.5"),
+        ({"n": 1, "steps": "20"}, "steps must be a whole number, found '20'"),
+        ({"n": 1, "batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"n": 2, "first_sample": 2**63 - 1}, r"nor the last one above 2\^63"),
     ],
 )
 def test_impossible_calls_are_refused(tiny: tuple[Model, Checkpoint], call: dict[str, object], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         tiny[0].sample(**call)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint64])
+def test_numbers_of_numpy_are_numbers(tiny: tuple[Model, Checkpoint], kind: type[np.integer[Any]]) -> None:
+    options = {"steps": 12, "cache": E2CRF(policy="e2crf", K=1, R=4)}
+    expected = tiny[0].sample(2, seed=3, batch_size=2, **options).z  # type: ignore[arg-type]
+    found = tiny[0].sample(kind(2), seed=kind(3), batch_size=kind(2), **options).z  # type: ignore[arg-type]
+    assert np.array_equal(found, expected)
+
+
+def test_the_last_samples_that_can_be_numbered_differ(tiny: tuple[Model, Checkpoint]) -> None:
+    z = tiny[0].sample(2, steps=8, cache=None, first_sample=2**63 - 3).z
+    assert not np.array_equal(z[0], z[1])
+
+
+@pytest.mark.parametrize("t", [0.0, -1.0, 1.5, float("nan")])
+def test_the_score_at_no_time_of_the_process_is_refused(tiny: tuple[Model, Checkpoint], t: float) -> None:
+    with pytest.raises(OptionError, match=r"times must lie in \(0, 1\]"):
+        tiny[0].score(np.zeros((1, 15, 2), np.float32), np.array([t]))
+
+
+def test_scores_take_lists_and_refuse_what_is_not_real(tiny: tuple[Model, Checkpoint]) -> None:
+    z = np.ones((1, 15, 2), np.float32)
+    np.testing.assert_array_equal(tiny[0].score(z.tolist(), [0.5]), tiny[0].score(z, np.array([0.5])))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="z and t must be real numbers, found 'complex64 and float64'"):
+        tiny[0].score(z.astype(np.complex64), np.array([0.5]))  # type: ignore[arg-type]
+
+
+def test_a_call_that_finds_no_memory_is_told_in_a_sentence(
+    tiny: tuple[Model, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def run_with_iobinding(self, *_: object) -> None:
+            raise RuntimeError("bad allocation")
+
+        def io_binding(self) -> Any:
+            return self
+
+        def bind_input(self, *_: object) -> None: ...
+        def bind_output(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(OrtBackend, "_session", lambda *_: Full())
+    with pytest.raises(BackendError, match=r"failed in graph step: bad allocation; .* a smaller --batch-size"):
+        tiny[0].sample(19, steps=8, batch_size=19)
 
 
 def test_wrong_shapes_for_score_are_refused(tiny: tuple[Model, Checkpoint]) -> None:

@@ -114,7 +114,7 @@ class OrtBackend(BackendBase):
         try:
             return dict(zip(names, session.run(names, dict(feeds), self._once(graph)), strict=True))
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed in graph {graph}: {error}; check shapes and memory") from error
+            raise _failed(graph, error) from error
 
     def _once(self, graph: str, number: int = -1) -> ort.RunOptions | None:
         """Options of a run that is CUDA graph `number`, -1 for none; of a session without them None."""
@@ -147,7 +147,10 @@ class OrtBackend(BackendBase):
         run, buffers = session.run_with_iobinding, (inputs, outputs)
 
         def call(_keep_alive: object = buffers) -> None:
-            run(binding)
+            try:
+                run(binding)
+            except Exception as error:
+                raise _failed(graph, error) from error
 
         return call
 
@@ -174,7 +177,10 @@ class OrtBackend(BackendBase):
         def call(_keep_alive: object = held) -> None:
             for twin, value in sent:
                 twin.update_inplace(value)
-            session.run_with_iobinding(binding, options)
+            try:
+                session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise _failed(graph, error) from error
             for twin, value in fetched:
                 value[...] = twin.numpy()
 
@@ -223,6 +229,11 @@ def _memory(shape: tuple[int, ...], dtype: type[np.generic], device: str) -> ort
             f"ONNX Runtime could not take {size:,.1f} MiB of {device} memory for a batch of {shape[0]} "
             f"({' '.join(str(error).split())}); take --batch-size {max(1, shape[0] // 2)}, or leave the device out"
         ) from error
+
+
+def _failed(graph: str, error: Exception) -> BackendError:
+    said = " ".join(str(error).split())
+    return BackendError(f"ONNX Runtime failed in graph {graph}: {said}; check shapes, or take a smaller --batch-size")
 
 
 def _address(name: str, array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int, ...], int]:

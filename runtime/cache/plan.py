@@ -45,6 +45,10 @@ SCHEMA = 2
 _WITHOUT_FIT = 1  # the schema before it
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class PlanError(OptionError):
     """A plan file is broken, or belongs to something else."""
 
@@ -72,16 +76,16 @@ class Plan:
         parse_word(TimeGrid, self.grid, "time grid")
         require(isinstance(self.source_digest, str), "source_digest must be a text", self.source_digest,
                 "calibrate again")  # fmt: skip
-        require(isinstance(self.steps, int) and self.steps >= 1, "steps must be a whole number of at least 1",
+        require(_is_count(self.steps) and self.steps >= 1, "steps must be a whole number of at least 1",
                 self.steps, "calibrate again")  # fmt: skip
         for name in ("refreshes", "low_steps"):
             indices = getattr(self, name)
             ordered = all(a < b for a, b in pairwise(indices))
-            inside = all(isinstance(i, int) and 0 <= i < self.steps for i in indices)
+            inside = all(_is_count(i) and 0 <= i < self.steps for i in indices)
             require(ordered and inside, f"{name} must be rising steps from 0 to {self.steps - 1}", indices,
                     "calibrate again")  # fmt: skip
         require(len(self.refreshes) > 0, "refreshes must not be empty", self.refreshes, "calibrate again")
-        require(isinstance(self.K, int) and self.K >= 0, "K must be a whole number that is not negative", self.K,
+        require(_is_count(self.K) and self.K >= 0, "K must be a whole number that is not negative", self.K,
                 "0 recomputes none between refreshes")  # fmt: skip
         require(len(self.surprise) in (0, len(self.refreshes)),
                 "surprise must have one number per refresh", len(self.surprise), "calibrate again")  # fmt: skip

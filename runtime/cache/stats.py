@@ -59,6 +59,9 @@ class Stats:
     def warnings(self) -> tuple[str, ...]:
         """What a user of a cache would want to be told: it never reused anything, or never refreshed."""
         counts = self.event_counts
+        if not self.work.calls:
+            return ("the network was never asked: all steps lay in the prior phase, and the series are Gaussian noise "
+                    "of the data's spectrum; take more steps, or lower alpha_prior",)  # fmt: skip
         network = self.num_steps * self.num_samples - counts.get(Event.PRIOR, 0)
         reused = sum(counts.get(event, 0) for event in (Event.REUSE, Event.LOW, Event.CHOSEN))
         full = sum(counts.get(event, 0) for event in Event if event.is_full)
@@ -86,8 +89,8 @@ class Stats:
             "num_steps": self.num_steps,
             "passes": round(self.passes, 4),
             "hit_rate": round(self.hit_rate, 6),
-            "ideal_speedup": round(self.ideal_speedup, 2),
-            "achieved_speedup": round(self.achieved_speedup, 2),
+            "ideal_speedup": round(self.ideal_speedup, 2) if self.work.calls else None,
+            "achieved_speedup": round(self.achieved_speedup, 2) if self.work.full_calls else None,
             "network_calls": self.work.calls,
             "largest_age": None if np.isnan(self.age).all() else int(np.nanmax(self.age)),
             "events_per_sample": {event: count / self.num_samples for event, count in self.event_counts.items()},

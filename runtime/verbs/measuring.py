@@ -12,6 +12,7 @@ from export.places import BUNDLES, real_series
 from runtime.cache.plan import PLAN_FILE
 from runtime.command import say
 from runtime.errors import require
+from runtime.output import require_writable
 from runtime.solvers import Solver, TimeGrid
 from runtime.verbs.shared import BundleArgument, Json, checkpoint_of_bundle, finish, numbers
 
@@ -53,7 +54,7 @@ def calibrate(
         search=search,
     )
     path = out or bundle / PLAN_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)  # before minutes are spent
+    require_writable(path)  # before minutes are spent
     with progress_on_terminal() as progress:
         plan = find_plan(options, progress)
     found = plan.measured
@@ -105,17 +106,20 @@ def bench(
 
     Example: e2crf bench bundles/ecg --max-sw-loss 0.02
     """
-    from bench.compare import CompareOptions, compare
+    from bench.compare import RECORD_FILE, CompareOptions, compare
     from bench.latency import RaceOptions
     from bench.moved import MovedOptions, Setting, facts_of, moved, read_old, show_moves
     from bench.records import Kind, plain
-    from bench.report import progress_on_terminal, show, write_results
+    from bench.report import TABLE_FILE, progress_on_terminal, show, write_results
+    from bench.rows import REPORTS
     from export.checkpoint import run_folder
 
     tolerance, before = MovedOptions(max_regression), None
     if old is not None:  # before anything runs; it may be the file that the bench writes
         digest = read_manifest(bundle, verify_digests=False).source.digest
         before = read_old(old, Setting(Kind.BENCH, digest, solver, steps, batch_size))
+    for path in (bundle / REPORTS / RECORD_FILE, *([] if out is None else [out / TABLE_FILE])):
+        require_writable(path)
     checkpoint = checkpoint_of_bundle(bundle, model)
     options = CompareOptions(
         bundle=bundle,

@@ -69,7 +69,7 @@ def sample(
     cache = _cache(uncached, plan, preset, {name: value for name, value in knobs.items() if value is not None})
     with load(bundle, backend, device=device, threads=threads, graphs=graphs) as model:
         settings = model.settings(steps, solver, grid, cache)
-        facts = {"bundle": bundle.name, "source_digest": model.manifest.source.digest, "seed": seed,
+        facts = {"bundle": bundle.resolve().name, "source_digest": model.manifest.source.digest, "seed": seed,
                  "first_sample": first_sample, "steps": settings.steps, "solver": settings.solver,
                  "grid": settings.grid, "cache": None if cache is None else settings.facts}  # fmt: skip
         try:
@@ -101,12 +101,12 @@ def _cache(uncached: bool, plan: Path | None, preset: str | None, knobs: dict[st
 
 
 def _keep(finished: Samples | None, out: Path, facts: dict[str, Any]) -> None:
-    from runtime.output import write_samples
+    from runtime.output import free_name, write_samples
 
     if finished is None:
         say("interrupted before a batch was finished; nothing was written")
         return
-    partial = out.with_name(f"{out.stem}.partial-{facts['first_sample']}.npz")  # never over an earlier one
+    partial = free_name(out.with_name(f"{out.stem}.partial-{facts['first_sample']}.npz"))
     write_samples(partial, finished, facts)
     count = len(finished.series)
     say(

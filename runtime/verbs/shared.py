@@ -1,6 +1,5 @@
 """What several commands take, and how they end."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 from export.manifest import read_manifest
 from export.places import RUNS, find_bundle
 from runtime.errors import OptionError
+from runtime.output import json_of
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")]
 BundleArgument = Annotated[
@@ -44,4 +44,4 @@ def numbers(text: str, option: str = "--steps", example: str = "1000") -> tuple[
 
 def finish(result: dict[str, Any], as_json: bool, text: str) -> None:
     """Print what a command found: one line of JSON, or a text."""
-    print(json.dumps(result) if as_json else text)
+    print(json_of(result) if as_json else text)
