@@ -7,6 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from runtime.backends.base import CUDA_PROVIDER_REMEDY
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 _ROOMS = {
     "train": ("torch", "lightning", "hydra-core", "aeon", "pandas"),
     "export": ("torch", "onnx"),
@@ -54,6 +57,12 @@ def _examine_sampling() -> dict[str, Any]:
 
 
 def _examine_gpu() -> str:
-    if not Path("/proc/driver/nvidia/version").is_file():
+    if not _DRIVER.is_file():
         return "no NVIDIA driver found; everything here runs on the CPU"
-    return "an NVIDIA driver is installed; sample with --backend tensorrt or --device cuda, check with `make gpu-check`"
+    text = "an NVIDIA driver is installed; sample with --backend tensorrt or --device cuda, check with `make gpu-check`"
+    if importlib.util.find_spec("onnxruntime") is None:
+        return text
+    import onnxruntime
+
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return text if has_cuda else f"{text}; for --device cuda {CUDA_PROVIDER_REMEDY}"

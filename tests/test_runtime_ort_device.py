@@ -7,9 +7,11 @@ import onnxruntime as ort
 import pytest
 
 from export.manifest import read_manifest
+from runtime.backends.base import CUDA_PROVIDER_REMEDY
 from runtime.backends.ort import OrtBackend
 from runtime.cache.options import E2CRF
 from runtime.cli import main
+from runtime.doctor import examine
 from runtime.errors import BackendError, BackendWarning
 from runtime.sampler import Model, load
 from tests.tiny import make_bundle
@@ -103,6 +105,20 @@ def test_libraries_of_cuda_are_loaded_and_stdout_is_left_alone(
     monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcudart.so"))
     with load(bundle, device="cuda"):
         assert capsys.readouterr() == ("", "Failed to load libcudart.so\n")
+
+
+@pytest.mark.parametrize("has_provider", [True, False])
+def test_doctor_says_how_to_get_the_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_provider: bool
+) -> None:
+    """Both packages of ONNX Runtime write one folder: installed together, the CUDA provider may be gone."""
+    (tmp_path / "version").touch()
+    monkeypatch.setattr("runtime.doctor._DRIVER", tmp_path / "version")
+    found = ["CPUExecutionProvider", *(["CUDAExecutionProvider"] if has_provider else [])]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: found)
+    told = examine()[0]["gpu"]
+    assert told.startswith("an NVIDIA driver is installed")
+    assert (CUDA_PROVIDER_REMEDY in told) is not has_provider
 
 
 def test_a_provider_that_falls_back_to_the_cpu_is_noticed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

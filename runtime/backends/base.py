@@ -126,6 +126,10 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+CUDA_PROVIDER_REMEDY = (  # both packages write one folder, and the last one stands
+    "install onnxruntime-gpu in place of onnxruntime: `pip uninstall onnxruntime`, then "
+    "`pip install --force-reinstall --no-deps onnxruntime-gpu`"
+)
 _DEVICES = {  # of each backend, its own choice first
     BackendName.ONNXRUNTIME: (Device.CPU, Device.CUDA),
     BackendName.TENSORRT: (Device.CUDA,),

@@ -24,7 +24,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.manifest import Graph
-from runtime.backends.base import Arrays, BackendBase, Device
+from runtime.backends.base import CUDA_PROVIDER_REMEDY, Arrays, BackendBase, Device
 from runtime.errors import BackendError, BackendWarning, require
 
 _CUDA = "CUDAExecutionProvider"
@@ -57,8 +57,7 @@ class OrtBackend(BackendBase):
         if device == Device.CUDA and _CUDA not in (found := ort.get_available_providers()):
             raise BackendError(
                 f"--device cuda needs an NVIDIA GPU and ONNX Runtime with {_CUDA}, found {', '.join(found)}; "
-                "install onnxruntime-gpu in place of onnxruntime (`pip uninstall onnxruntime`, then `pip install "
-                "--force-reinstall --no-deps onnxruntime-gpu`: both write one folder), or leave the device out"
+                f"{CUDA_PROVIDER_REMEDY}, or leave the device out"
             )
         if device == Device.CUDA:
             with redirect_stdout(sys.stderr):  # where it finds no library, it prints
