@@ -7,7 +7,8 @@ CPU says what is right: scores, then the latents of a 50-step trajectory under t
 has a process of its own, since one process takes one flavour of TensorRT, and one that breaks must not take the
 others along; whoever cannot run here says why in one sentence. A cell is whole trajectories, from noise to series,
 timed by device events (without cuda.core by the clock); `call` is the network call within (TensorRT: by device events,
-too; others: by the clock, copies and launch included), `rest` what a step costs beside it.
+too; others: by the clock, copies and launch included), `rest` what a step costs beside it, `faster` is over PyTorch
+eager uncached in the same batch.
 
 The check fails if a contender that runs is off by more than the tolerances (float32 without TF32, sums in another
 order, and the same rounding over 50 steps), before it was timed or after, and if none runs at all.
@@ -294,12 +295,15 @@ def markdown_of(report: Report) -> str:
     lines += ["", *notes] if notes else []
     lines += [
         "",
-        "| contender | batch | | p50 ms | p90 ms | p99 ms | call ms | rest ms a step | memory, clocks |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| contender | batch | | p50 ms | p90 ms | p99 ms | faster | call ms | rest ms a step | memory, clocks |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
+    eager = {(c.batch, c.mode): c.p50_ms for f in report.findings if f.name == Contender.EAGER for c in f.cells}
     for finding in report.findings:
         for c in finding.cells:
-            times = " | ".join(f"{value:.3g}" for value in (c.p50_ms, c.p90_ms, c.p99_ms, c.call_ms, c.rest_ms))
+            faster = eager.get((c.batch, "uncached"), float("nan")) / c.p50_ms  # than PyTorch eager, uncached
+            figures = (c.p50_ms, c.p90_ms, c.p99_ms, faster, c.call_ms, c.rest_ms)
+            times = " | ".join(f"{value:.3g}" for value in figures)
             lines.append(f"| {finding.name} | {c.batch} | {c.mode} | {times} | {c.gpu} |")
     return "\n".join(lines) + "\n"
 

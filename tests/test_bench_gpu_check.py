@@ -160,7 +160,9 @@ def test_a_check_that_checked_nothing_fails(
 
 def test_the_table_holds_every_cell(folder: Path) -> None:
     found = examine_contender("a", opened(folder), folder, seconds, cell_s=0.0, batches=(1,))
-    lines = markdown_of(Report(describe_machine(), "", [found], 3.0)).splitlines()
+    eager = replace(found, name=Contender.EAGER, cells=[replace(cell, p50_ms=150.0) for cell in found.cells])
+    lines = markdown_of(Report(describe_machine(), "", [eager, found], 3.0)).splitlines()
+    assert [line.split("|")[7] for line in lines[-4:]] == [" 1 ", " 1 ", " 3 ", " 3 "]  # over eager, uncached
     assert [line.split("|")[1:5] for line in lines[-2:]] == [
         [" a ", " 1 ", " uncached ", " 50 "], [" a ", " 1 ", " plan ", " 50 "],
     ]  # fmt: skip
