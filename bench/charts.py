@@ -3,7 +3,7 @@
     svg = lines("spectrum", "Energy by frequency", "...", [Line("real", 0, x, y)], x_label=..., y_label=..., log_y=True)
 
 A chart is 360 units wide, the width of a phone, so that its letters are legible there; a page lays several side by
-side where there is room. Colours are the classes s0 to s7 (see `page.css`), which follow the reader's theme, and
+side where there is room. Colours are the classes s0 to s7 (see `charts.css`), which follow the reader's theme, and
 each comes with a dash and a marker of its own: nothing is told by colour alone. What is not measured (None) is a gap;
 so is what a log axis cannot show. Marks carry their figures as tooltips, and every chart a title and a description
 for those who listen. Text is escaped here; there are no scripts, no fonts and no references to anything outside.
@@ -16,13 +16,14 @@ from html import escape
 from itertools import groupby
 
 WIDTH = 360.0
-NUM_LOOKS = 8
+NUM_LOOKS = 8  # of colours, dashes and markers; a look beyond them is an earlier colour with another marker and dash
 DASHES = ("", "5 4", "13 3", "8 3 2 3", "2 3", "9 2 2 2 2 2", "4 2", "1 3")
 _SIZE = 12.0  # of letters
-_LETTER = 0.56 * _SIZE  # width of a letter, on average
+_LETTER = 0.62 * _SIZE  # width of a letter, on average
 _PLOT = 190.0  # height of a plot
 _STROKE = 'fill="none" stroke="currentColor" stroke-linejoin="round"'
 _LEVELS = 20  # of opacity in a raster
+_FAR = 10.0  # times the least value: where straight axes end
 
 Numbers = Sequence[float | None]
 
@@ -110,14 +111,15 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Powers of ten between `low` and `high`, every few of them where there are many, also 2 and 5 of them if few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    every = max(1, math.ceil((last - first) / count))
-    factors: tuple[int, ...] = (1,)
-    if (decades := math.log10(high / low)) < 0.4 * count:
-        factors = (1, 2, 5) if decades < 0.3 * count else (1, 3)
-    ticks = [factor * 10.0**power for power in range(first, last + 1, every) for factor in factors]
-    return [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    """Powers of ten between `low` and `high`: every few of them where they are many, 3 or 2 and 5 of them where few."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    every = max(1, math.ceil((last - first + 1) / count))
+    ticks = [10.0**power for power in range(first, last + 1, every)]
+    for factors in ((1, 3), (1, 2, 5)):
+        if len(ticks) < count - 1:
+            ticks = [factor * 10.0**power for power in range(first - 1, last + 1) for factor in factors]
+            ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    return ticks
 
 
 def tick_label(value: float) -> str:
@@ -209,7 +211,8 @@ def points(
         (x0, y0), *others = sorted(frontier)
         stair = f"M{x(x0):.1f} {y(y0):.1f}" + "".join(f"H{x(a):.1f}V{y(b):.1f}" for a, b in others)
         parts.append(f'<path class="muted" d="{stair}" fill="none" stroke="currentColor" stroke-width="1.2"/>')
-    for point in sorted(drawn, key=lambda point: bool(point.label)):  # what is named lies on top
+    on_top = sorted(drawn, key=lambda point: not point.label)  # what is named, and what comes first
+    for point in reversed(on_top):
         if x.shows(point.x) and y.shows(point.y):
             faint = ' opacity=".5"' if frontier and not point.label else ""
             parts.append(f"<g{faint}>{_point(x, y, point)}</g>")
@@ -224,7 +227,10 @@ def ranges(
     drawn: Sequence[tuple[str, int, Sequence[Point | None]]],
     floors: Sequence[tuple[str, float] | None],
 ) -> str:
-    """Names down, one straight axis from 0 across per title: a point with its interval in each, and a floor."""
+    """Names down, one axis across per title: a point with its interval in each, and a floor.
+
+    The axis is straight from 0, or logarithmic where one point would press the others together.
+    """
     legend, top = _legend([(floors[0][0], 0, _upright_sample)] if floors[0] else [])
     head, step = top + 1.9 * _SIZE, 2.9 * _SIZE
     bottom = head + step * len(drawn) + 0.3 * _SIZE
@@ -234,8 +240,10 @@ def ranges(
     for index, (name, floor) in enumerate(zip(titles, floors, strict=True)):
         start = 4 + index * (width + gap)
         found = [cells[index] for _, _, cells in drawn]
-        bounds = [value for point in found if point is not None for value in (0.0, point.x, point.high)]
-        x = scale_over([*bounds, floor[1] if floor else None], start, start + width, log=False)
+        values = [*(point.x for point in found if point is not None), *([floor[1]] if floor else [])]
+        log = min(values, default=0.0) > 0 and max(values) > _FAR * min(values)
+        bounds = [value for point in found if point is not None for value in (point.low, point.high)]
+        x = scale_over([*values, *bounds, *([] if log else [0.0])], start, start + width, log=log)
         parts += [_text(start, top + 0.9 * _SIZE, name, "muted"), *_below(x, bottom, "", 4)]
         if floor:
             marks = "".join(f"M{x(floor[1]):.1f} {head + step * row + 1.3 * _SIZE:.1f}v14" for row in range(len(drawn)))
@@ -361,8 +369,13 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> st
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
+def _shape_of(look: int) -> int:
+    """The index of its marker and dash: no two looks share both colour and shape, up to the square of `NUM_LOOKS`."""
+    return (look + 3 * (look // NUM_LOOKS)) % NUM_LOOKS
+
+
 def _dash(look: int) -> str:
-    dash = DASHES[look % NUM_LOOKS]
+    dash = DASHES[_shape_of(look)]
     return f' stroke-dasharray="{dash}"' if dash else ""
 
 
@@ -379,7 +392,7 @@ def _upright_sample(look: int) -> str:
 
 
 def _mark_sample(look: int) -> str:
-    return f'<path transform="translate(12 -4)" d="{MARKERS[look % NUM_LOOKS]}" fill="currentColor"/>'
+    return f'<path transform="translate(12 -4)" d="{MARKERS[_shape_of(look)]}" fill="currentColor"/>'
 
 
 def _block_sample(look: int) -> str:
@@ -453,10 +466,10 @@ def _across(x: Scale, at: float, point: Point) -> str:
     """A point at a height, its interval lying."""
     parts = [f'<g class="s{point.look % NUM_LOOKS}"><title>{escape(point.told or point.name)}</title>']
     if point.low is not None and point.high is not None:
-        low, high = x(point.low), x(point.high)
+        low, high = x(point.low) if x.shows(point.low) else x.start, x(point.high)
         bar = f"M{low:.1f} {at:.1f}H{high:.1f}M{low:.1f} {at - 3:.1f}v6M{high:.1f} {at - 3:.1f}v6"
         parts.append(f'<path d="{bar}" {_STROKE} stroke-width="1.4"/>')
-    mark = MARKERS[point.look % NUM_LOOKS]
+    mark = MARKERS[_shape_of(point.look)]
     place = f"translate({x(point.x):.1f} {at:.1f})"
     return "".join([*parts, f'<path transform="{place}" d="{mark}" fill="currentColor" class="mark"/></g>'])
 
@@ -468,7 +481,7 @@ def _point(x: Scale, y: Scale, point: Point) -> str:
         low, high = y(point.low), y(point.high)
         bar = f"M{at:.1f} {low:.1f}V{high:.1f}M{at - 3:.1f} {low:.1f}h6M{at - 3:.1f} {high:.1f}h6"
         parts.append(f'<path d="{bar}" stroke="currentColor" stroke-width="1.3" fill="none"/>')
-    mark = MARKERS[point.look % NUM_LOOKS]
+    mark = MARKERS[_shape_of(point.look)]
     parts.append(
         f'<path transform="translate({at:.1f} {height:.1f})" d="{mark}" fill="currentColor" class="mark"/></g>'
     )

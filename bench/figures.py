@@ -6,8 +6,10 @@ of sampling looks the same in all of them (`looks_of`).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from bench import charts, tables
+from bench.contenders import Way
 from bench.records import Chart, Curve, Kind, Record, Row
 from bench.report import solver_and_steps
 from bench.rows import FLOOR
@@ -86,7 +88,7 @@ def _cost_figures(record: Record) -> Iterator[Figure]:
     drawn = [
         charts.Point(name, look, row.ms_per_sample or 0.0, row.sw_time or 0.0, row.sw_time_low, row.sw_time_high,
                      told=f"{row.rival}: {tables.source_of(row, ('ms_per_sample', 'sw_time'))}")
-        for row, name, look in zip(judged, names, looks, strict=True)
+        for row, name, look in zip(judged, names, looks, strict=True) if not name.startswith(Way.FEWER_EACH)
     ]  # fmt: skip
     lying = [(name, look, [_lying(row, look, domain) for domain in ("time", "frequency")])
              for row, name, look in zip(judged, names, looks, strict=True)]  # fmt: skip
@@ -99,7 +101,7 @@ def _cost_figures(record: Record) -> Iterator[Figure]:
     )  # fmt: skip
     yield Figure(
         "Distance against time",
-        "Lower left is better.",
+        "Lower left is better. Of fewer steps only the best solver's.",
         lambda key, title, told: charts.points(key, title, told, drawn, x_label="ms per sample",
                                                y_label="SW time", floor=level),
         "; ".join(f"{point.name}: {point.x:.3g} ms, distance {point.y:.3g}" for point in drawn),
@@ -134,7 +136,8 @@ def _series_figure(curves: Sequence[Curve]) -> Figure:
                for (name, found), look in zip(sets.items(), looks, strict=True)][:MOST_COLUMNS]  # fmt: skip
     return Figure(
         "Generated series",
-        "Drawn on the same axes; those side by side are of the same noise where the solver is the same.",
+        "Drawn on the same axes"
+        + ("; those side by side are of the same noise where the solver is the same." if len(columns) > 1 else "."),
         lambda key, title, told: charts.panels(key, title, told, columns, x_label="time step",
                                                y_label="channel 1, data units"),
         "; ".join(_told_line(line) for _, found in columns for line in found),
@@ -208,12 +211,11 @@ def _spans_orders(drawn: Iterable[charts.Line]) -> bool:
 
 
 def looks_of(names: Sequence[str]) -> list[int]:
-    """A look for each name: of a way of sampling the same in every chart, and none twice while any is free."""
+    """A look for each name: of a way of sampling the same in every chart, and none twice."""
     chosen: dict[int, int] = {}
     for index, name in enumerate(names):
         look = next((look for word, look in _LOOKS.items() if word in name.lower()), None)
         if look is not None and look not in chosen.values():
             chosen[index] = look
-    free = [look for look in range(1, charts.NUM_LOOKS) if look not in chosen.values()] or [1]
-    others = [index for index in range(len(names)) if index not in chosen]
-    return [chosen[index] if index in chosen else free[others.index(index) % len(free)] for index in range(len(names))]
+    free = (look for look in count(1) if look not in chosen.values() and look % charts.NUM_LOOKS)
+    return [chosen[index] if index in chosen else next(free) for index in range(len(names))]

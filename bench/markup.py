@@ -1,7 +1,8 @@
 """Sections and records as one HTML page: it asks nothing of the network, runs no script, follows the reader's theme.
 
 Every table and figure names its record, every cell keeps its unrounded figure as a tooltip, and the records themselves
-stand whole at the end. All that comes from a record is text, and escaped. The style sheet is `page.css`.
+stand whole at the end. All that comes from a record is text, and escaped. The style sheets are `charts.css` and
+`page.css`.
 """
 
 import json
@@ -17,6 +18,7 @@ from bench.records import Record
 from bench.report import MAIN
 from bench.rows import FLOOR, MEAN_SAMPLE
 from bench.sections import Section
+from bench.svg_files import chart_style
 from bench.tables import Cell, Table, short_name
 
 WORDS = {
@@ -36,7 +38,7 @@ _OWN = (Way.CACHED, "full")  # the rows that a reader looks for first
 
 def html_of(title: str, intro: str, sections: Sequence[Section], filed: Sequence[Filed]) -> str:
     """The page: its title and a sentence or two, the sections, and the records they are made of."""
-    style = resources.files("bench").joinpath("page.css").read_text(encoding="utf-8")
+    style = chart_style() + resources.files("bench").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{one.key}">{escape(_link_text(one))}</a></li>' for one in sections)
     return "\n".join([
         "<!doctype html>",

@@ -1,13 +1,15 @@
-"""The tables of a README, written from the records that its comments name.
+"""The tables and pictures of a README, made of the records that it names.
 
     python -m bench.readme README.md           # write them anew
     python -m bench.readme README.md --check   # exit code 1 if any would change
 
     <!-- in short: bench/results/ecg-published-cpu.json -->
     | rival | ms per sample | ...
+    ![alt](bench/results/ecg-published-cpu.generated-series.svg)
 
 A comment tells how much (`in short` or `in full`) and of which records of `e2crf bench`, by paths from the README's
 folder; the table right below it is theirs. Of one record these are its rows, of several their data sets side by side.
+A picture that is named as a record with one of its charts (`svg_files`) is drawn beside it, from its first record.
 What stands between code fences stays as it is.
 """
 
@@ -23,11 +25,13 @@ from bench.contenders import Way
 from bench.records import Kind, Record, read_records, write_whole
 from bench.report import MAIN, markdown_table
 from bench.rows import FLOOR
+from bench.svg_files import svg_file
 from bench.tables import data_sets, row_of
 from runtime.command import run_as_command
 from runtime.errors import OptionError
 
 TABLE = re.compile(r"^(<!-- (in short|in full): (.+) -->)(?:\n|\Z)((?:\|.*(?:\n|\Z))*)", re.MULTILINE)  # and the table
+PICTURE = re.compile(r"""(?:\]\(|\bsrc=["'])([^\s()"']+)\.([\w-]+)\.svg\b""")  # path of a record, and its chart
 _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _SHORT_ROWS = (Way.UNCACHED, Way.CACHED, Way.FEWER, Way.FEWER_AS_GOOD, Way.PUBLISHED, FLOOR)
 _SHORT_COLUMNS = ("rival", "ms per sample", "faster", "passes", "SW time", "SW frequency")
@@ -71,11 +75,21 @@ def with_tables(text: str, folder: Path) -> str:
     return "".join(part if place % 2 else TABLE.sub(written, part) for place, part in enumerate(parts))
 
 
+def pictures_of(text: str, folder: Path) -> dict[Path, str]:
+    """The pictures that are named as charts of records which are there, by paths from `folder`; what each must hold."""
+    drawn = {}
+    for stem, chart in PICTURE.findall("".join(_FENCED.split(text)[::2])):
+        path = folder / f"{stem}.json"
+        if path.is_file():
+            drawn[folder / f"{stem}.{chart}.svg"] = svg_file(read_records(path)[0], chart, path.name)
+    return drawn
+
+
 def main(
     readme: Annotated[Path, typer.Argument(help="Markdown file with comments that name records.")],
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 if a table would change.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 if any would change.")] = False,
 ) -> None:
-    """Write the tables of a README from their records.
+    """Write the tables of a README from their records, and draw its pictures.
 
     Example: python -m bench.readme README.md
     """
@@ -86,17 +100,24 @@ def main(
     except UnicodeDecodeError as error:
         raise OptionError(f"{readme} is not text in UTF-8 ({error.reason}); name a Markdown file") from error
     text = raw.replace("\r\n", "\n")
-    if TABLE.search(text) is None:
+    pictures = pictures_of(text, readme.parent)
+    if TABLE.search(text) is None and not pictures:
         raise OptionError(f"{readme} names no records; write `<!-- in short: bench.json -->` where a table is to stand")
     written = with_tables(text, readme.parent)
-    if written == text:
-        print(f"{readme}: all tables are as their records")
-    elif check:
-        print(f"{readme}: a table differs from its records; `python -m bench.readme {readme}` writes it anew")
+    stale = {path: drawn for path, drawn in pictures.items() if not path.is_file() or path.read_text("utf-8") != drawn}
+    changed = [*([readme] if written != text else []), *stale]
+    if not changed:
+        print(f"{readme}: all tables and pictures are as their records")
+        return
+    names = ", ".join(map(str, changed))
+    if check:
+        print(f"{names}: not as its records tell; `python -m bench.readme {readme}` writes it anew")
         raise typer.Exit(1)
-    else:
+    for path, drawn in stale.items():
+        write_whole(path, drawn)
+    if written != text:
         write_whole(readme.resolve(), written.replace("\n", "\r\n") if "\r\n" in raw else written)
-        print(f"{readme}: tables written anew")
+    print(f"{names}: written anew")
 
 
 if __name__ == "__main__":

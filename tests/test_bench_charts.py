@@ -134,6 +134,9 @@ def test_straight_ticks_are_round_even_and_inside(low: float, span: float, count
         (0.03, 0.9, [0.05, 0.1, 0.2, 0.5]),
         (0.5, 2000.0, [1, 10, 100, 1000]),
         (1e-8, 1.0, [1e-8, 1e-6, 1e-4, 1e-2, 1.0]),
+        (2.7e-4, 38.0, [1e-3, 1e-2, 0.1, 1, 10]),
+        (0.02, 0.9, [0.02, 0.05, 0.1, 0.2, 0.5]),
+        (0.05, 4.0, [0.1, 0.3, 1, 3]),
     ],
 )
 def test_log_ticks_are_powers_of_ten_with_more_between_where_there_are_few(

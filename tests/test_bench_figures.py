@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from bench import charts
 from bench.figures import looks_of
 from tests.made_up_records import FULL, report
 
@@ -25,4 +26,6 @@ def test_a_way_of_sampling_looks_the_same_in_every_chart() -> None:
     )
     many = looks_of([f"way {index}" for index in range(7)])
     assert sorted(many) == list(range(1, 8))
+    more = looks_of([f"way {index}" for index in range(30)])
+    assert len({(look % charts.NUM_LOOKS, charts._shape_of(look)) for look in more}) == 30
     assert looks_of(["real", "something"])[0] == 0

@@ -17,7 +17,7 @@ from bench.records import Kind, Record, Row
 from bench.report import markdown_of
 from tests.made_up_records import ABLATION, ALL, BENCH, FULL, MACHINE, ROWS, report
 
-STYLE = Path(__file__).parent.parent / "bench" / "page.css"
+STYLES = Path(__file__).parent.parent / "bench"
 HOSTILE = "<script>alert('1')</script>\"&|`[x](y)"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -138,7 +138,7 @@ def test_what_was_not_measured_is_empty_and_brings_no_headings(tmp_path: Path) -
 
 def palettes() -> list[dict[str, tuple[float, float, float]]]:
     """The colours of the light and of the dark theme, 0 to 1."""
-    light, dark = STYLE.read_text(encoding="utf-8").split("@media (prefers-color-scheme: dark)")
+    light, dark = (STYLES / "charts.css").read_text(encoding="utf-8").split("@media (prefers-color-scheme: dark)")
     found = []
     for text in (light, dark[: dark.index("}")]):
         colours = {name: tuple(int(value[at : at + 2], 16) / 255 for at in (0, 2, 4))
@@ -172,7 +172,7 @@ def test_text_and_lines_stand_out_in_both_themes(theme: int) -> None:
     for name in ("ink", "muted"):
         assert contrast(colours[name], colours["panel"]) >= 4.5, name
     most = 0.3  # of the shade behind a cell
-    assert f"calc({most:g} * var(--share))".replace("0.3", ".3") in STYLE.read_text(encoding="utf-8")
+    assert f"calc({most:g} * var(--share))".replace("0.3", ".3") in (STYLES / "page.css").read_text(encoding="utf-8")
     behind = [
         most * shade + (1 - most) * paper for shade, paper in zip(colours["shade"], colours["paper"], strict=True)
     ]

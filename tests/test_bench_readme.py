@@ -1,15 +1,16 @@
-"""The tables of a README are written from records, by comments that name them, and nothing else is touched."""
+"""The tables and pictures of a README are made of the records that it names, and nothing else is touched."""
 
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from bench.readme import main, with_tables
+from bench.readme import main, pictures_of, with_tables
 from bench.records import Record, RecordError, write_records
 from runtime.errors import OptionError
 from tests.commands import run
-from tests.made_up_records import BENCH, GRID, row
+from tests.made_up_records import BENCH, FULL, GRID, row
 
 TWIN = row("onnxruntime split, E2-CRF", 2.5, 0.040123456, same_as="onnxruntime, E2-CRF")
 OTHER = replace(BENCH, rows=(*BENCH.rows, row("onnxruntime, Taylor, order 1", 9.0, 0.06), TWIN))
@@ -63,6 +64,40 @@ def test_a_figure_changed_by_hand_is_found(readme: Path, monkeypatch: pytest.Mon
     assert run(main, monkeypatch, str(readme)) == 0
     readme.write_text(readme.read_text().replace("1,230x", "9,230x"))
     assert run(main, monkeypatch, str(readme), "--check") == 1
+
+
+def test_a_picture_named_as_a_chart_of_a_record_is_drawn_beside_it(
+    readme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(readme.parent / "results/c.json", [FULL])
+    readme.write_text(
+        "![series](results/c.generated-series.svg) <img src='results/c.autocorrelation.svg'> ![own](a.photo.svg)\n"
+        "```\n![code](results/c.no-such.svg)\n```\n"
+    )
+    drawn = [readme.parent / "results" / f"c.{chart}.svg" for chart in ("generated-series", "autocorrelation")]
+    assert run(main, monkeypatch, str(readme), "--check") == 1
+    assert not any(path.exists() for path in drawn)
+    assert run(main, monkeypatch, str(readme)) == 0
+    assert sorted(readme.parent.rglob("*.svg")) == sorted(drawn)
+    for path, title in zip(drawn, ("Generated series", "Autocorrelation"), strict=True):
+        root = ElementTree.fromstring(path.read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        texts = [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert texts[0] == title
+        assert "c.json." in " ".join(texts)
+        left, top, width, height = map(float, root.attrib["viewBox"].split())
+        assert all(
+            left <= float(text.get("x", 0)) <= left + width and top < float(text.attrib["y"]) < top + height
+            for text in root.iter("{http://www.w3.org/2000/svg}text")
+        )
+    assert run(main, monkeypatch, str(readme), "--check") == 0
+    drawn[0].write_text(drawn[0].read_text().replace("Generated", "Real"))
+    assert run(main, monkeypatch, str(readme), "--check") == 1
+
+
+def test_a_chart_that_a_record_lacks_is_told_with_those_it_has(readme: Path) -> None:
+    with pytest.raises(OptionError, match=r"a\.json has no chart spectrum; it has distance-to-real-series, dist"):
+        pictures_of("![](results/a.spectrum.svg)", readme.parent)
 
 
 @pytest.mark.parametrize("end", ["", "\n"])

@@ -11,7 +11,7 @@ import pytest
 
 from bench.contenders import Way
 from bench.latency import speedup_of
-from bench.readme import TABLE, with_tables
+from bench.readme import TABLE, pictures_of, with_tables
 from bench.records import Record, Row, read_records
 from bench.rows import FLOOR
 from bench.tables import row_of
@@ -74,11 +74,12 @@ def row(record: Record, way: str) -> Row:
     return found
 
 
-def loss_of(record: Record, domain: str) -> float:
-    """How much caching changes the distance in a domain."""
+def loss_of(record: Record, domain: str) -> str:
+    """How much caching changes the distance in a domain, with its interval."""
     loss = record.loss_time if domain == "time" else record.loss_frequency
     assert loss is not None
-    return loss.value
+    change, low, high = (per_cent(share, "+.1f") for share in (loss.value, loss.low, loss.high))
+    return f"{change} ({low} to {high})"
 
 
 def further(record: Record, way: str) -> float:
@@ -116,8 +117,8 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (
         ECG,
         lambda found: (
-            f"caching changes it by {per_cent(loss_of(found, 'time'), '+.1f')} in the time and "
-            f"{per_cent(loss_of(found, 'frequency'), '+.1f')} in the frequency domain"
+            f"caching changes it by {loss_of(found, 'time')} in the time and "
+            f"{loss_of(found, 'frequency')} in the frequency domain"
         ),
     ),
     (ECG, lambda found: f"{number(row(found, Way.CACHED).passes)} network call in {found.options['steps']:,} steps"),
@@ -173,6 +174,13 @@ def test_tables_are_their_records_digit_for_digit_and_stand_whole_somewhere() ->
     assert in_short == in_full
     assert with_tables(README, ROOT) == README, "`python -m bench.readme README.md` writes the tables anew"
     assert [line for line in TABLE.sub("", SECTION).splitlines() if line.startswith("|")] == []
+
+
+def test_pictures_are_as_their_records_draw_them() -> None:
+    drawn = pictures_of(README, ROOT)
+    assert sorted(drawn) == sorted(RESULTS.glob("*.svg"))
+    for path, text in drawn.items():
+        assert path.read_text(encoding="utf-8") == text, "`python -m bench.readme README.md` draws it anew"
 
 
 def test_speed_ups_of_records_follow_from_their_rounds() -> None:
