@@ -173,23 +173,27 @@ def command_of(record: Record) -> str:
     named = options.get("bundle") or at(record.model, "source", "run_id")
     common = {"-n": "num_samples", "--steps": "steps", "--solver": "solver", "--seed": "seed"}
     words: dict[str, tuple[str, dict[str, str]]] = {
-        Kind.BENCH: ("e2crf bench", {**common, "--num-uncached": "num_uncached", "--batch-size": "batch_size",
-                                     "--part": "part", "--max-sw-loss": "max_sw_loss"}),
+        Kind.BENCH: ("e2crf bench", {**common, "--uncached": "uncached", "--num-uncached": "num_uncached",
+                                     "--num-search": "num_search", "--batch-size": "batch_size", "--part": "part",
+                                     "--threads": "threads", "--max-sw-loss": "max_sw_loss"}),
         Kind.ABLATION: ("python -m bench.ablation", {**common, "--preset": "preset", "--reuse": "reuse",
                                                      "--alpha-prior": "alpha_prior", "--only": "only",
                                                      "--rounds": "rounds"}),
-        Kind.GRID: ("python -m bench.grid", {**common, "-K": "K", "-R": "R", "--preset": "preset"}),
+        Kind.GRID: ("python -m bench.grid", {**common, "-K": "K", "-R": "R", "--preset": "preset",
+                                             "--rounds": "rounds"}),
         Kind.PARETO: ("python -m bench.pareto", {"-n": "num_samples", "--steps": "steps", "--solver": "solvers",
-                                                 "--minutes": "minutes", "--seed": "seed"}),
+                                                 "--uncached": "uncached", "--part": "part", "--minutes": "minutes",
+                                                 "--threads": "threads", "--seed": "seed"}),
     }  # fmt: skip
     verb, flags = words[record.kind]
     given = {flag: options.get(name) for flag, name in flags.items()}
-    if record.kind == Kind.BENCH:
-        race = options.get("race")
-        given |= (
-            {flag: race.get(name) for flag, name in (("--rounds", "rounds"), ("--limit-s", "limit_s"))} if race else {}
-        )
+    if isinstance(race := options.get("race"), dict):
+        given["--rounds"] = race.get("rounds")
+        given["--limit-s"] = race.get("limit_s") if record.kind == Kind.BENCH else None
     settings = [f"{flag} {_word(value)}" for flag, value in given.items() if value is not None]
+    if isinstance(also := options.get("also"), list):
+        settings += [f"--also {_word(name)}" for name in also]
+    settings += ["--quick"] if options.get("quick") is True else []
     return " ".join([verb, _word(named or "BUNDLE"), *settings])
 
 

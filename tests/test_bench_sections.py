@@ -73,7 +73,7 @@ def test_the_frontier_is_the_record_s_and_is_numbered_as_drawn(tmp_path: Path) -
     (table,) = re.findall(r"<caption>Nothing as fast is better than these</caption>.*?</table>", page)
     assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["1. b", "2. a"]
     (chart,) = re.findall(r"<svg.*?</svg>", page)
-    assert re.findall(r'<text class="ink"[^>]*>(\d)</text>', chart) == ["1", "2"]  # of the rows a and b; the first on top
+    assert re.findall(r'<text class="ink"[^>]*>(\d)</text>', chart) == ["1", "2"]  # of rows a and b: the first on top
 
 
 def test_claims_are_told_as_the_record_answers_them(tmp_path: Path) -> None:
@@ -92,9 +92,16 @@ def test_a_gate_that_failed_is_said_before_the_table(tmp_path: Path) -> None:
     ("record", "command"),
     [
         (BENCH, "e2crf bench waves -n 64 --steps 100 --solver ddim --seed 0 --batch-size 1 --part test --rounds 3"),
+        (
+            replace(BENCH, options={"bundle": "waves", "uncached": "drawn.npz", "num_search": 32, "quick": True}),
+            "e2crf bench waves --uncached drawn.npz --num-search 32 --quick",
+        ),
         (GRID, "python -m bench.grid waves-1 -K 0,3 -R 5,50"),
         (ABLATION, "python -m bench.ablation waves-1"),
-        (replace(PARETO, options={"bundle": "my bundle"}), "python -m bench.pareto 'my bundle'"),
+        (
+            replace(PARETO, options={"bundle": "my bundle", "also": ["half"], "race": {"rounds": 9, "limit_s": 0.3}}),
+            "python -m bench.pareto 'my bundle' --rounds 9 --also half",
+        ),
         (replace(BENCH, options={"command": "make bench"}), "make bench"),
     ],
 )
