@@ -17,7 +17,6 @@ from runtime.errors import OptionError
 
 _MARGIN, _LINE = 12, 16
 _HEAD = re.compile(r'<svg viewBox="0 0 (\d+) (\d+)"')
-_FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 
 def chart_style() -> str:
@@ -47,7 +46,7 @@ def svg_file(record: Record, name: str, source: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="{-_MARGIN} {-above} {width} {height}"{opening}>\n<style>\n{chart_style()}'
-        f"svg {{ font-family: {_FONT}; background: var(--paper); }}\n</style>\n"
+        "svg { font-family: var(--font); }\n</style>\n"
         f'<rect x="{-_MARGIN}" y="{-above}" width="{width}" height="{height}" style="fill: var(--paper)"/>'
         f'<text y="{20 - above}" font-size="15" font-weight="600">{escape(figure.title)}</text>{lines}{rest}\n'
     )
