@@ -80,7 +80,7 @@ def ablations(full: E2CRF) -> dict[str, E2CRF | None]:
         "no energy weighting": replace(full, energy_weighting=False),
         "naive": replace(
             full, trigger=Trigger.NONE, tau_warn=None, tolerance=None, R=_NEVER, max_age=_NEVER, tau_0=float("inf"),
-            random_probe_ratio=0.0,
+            random_probe_ratio=0.0, tau_safe=None, error_feedback=0.0,
         ),
         "fixed schedule": E2CRF(R=full.R, K=0, reuse=full.reuse, alpha_prior=full.alpha_prior),
     }  # fmt: skip
@@ -135,7 +135,7 @@ def claims(rows: Sequence[Row], curves: Sequence[Curve]) -> dict[str, bool | Non
 
     def better(with_it: str, without: str) -> bool | None:
         one, other = errors.get(with_it), errors.get(without)
-        return None if one is None or other is None else one < other
+        return None if one is None or other is None or one == other else one < other  # equal: it was off anyway
 
     seen = [value for value in by_third(curves, Chart.INTENSITY, FULL) if value is not None]
     hits = [value for value in by_third(curves, Chart.HIT_RATE, FULL) if value is not None]

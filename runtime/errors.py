@@ -35,7 +35,7 @@ class HubError(Exception):
 
 
 class CacheWarning(UserWarning):
-    """A cache that never reused anything, or was never refreshed."""
+    """A cache that never reused anything, was never refreshed, or has thresholds that nothing can pass."""
 
 
 class BackendWarning(UserWarning):

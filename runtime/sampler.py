@@ -26,7 +26,7 @@ from export.manifest import Manifest, read_manifest
 from runtime.backends.base import Backend, open_backend
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import PLAN_FILE, Plan, read_plan
-from runtime.cache.policy import Cache, Decision, Reuse, Step, TokenFacts, steps_of
+from runtime.cache.policy import Cache, Decision, Event, Reuse, Step, TokenFacts, steps_of
 from runtime.cache.state import ModelFacts, Trajectory
 from runtime.cache.stats import Recorder, Stats
 from runtime.errors import CacheWarning, OptionError, parse_word, require, whole
@@ -305,9 +305,11 @@ class _Run:
         """Take step i, or the run of steps from it that need no network; the step that comes next."""
         decisions, j = self._policy(self._steps[i], trajectory.at(i)), i + 1
         if self._on_step is None and isinstance(decisions, Decision) and trajectory.can_coast(decisions):
-            j = decisions.until
+            j = min(decisions.until, len(self._steps))
             trajectory.coast(i, j, decisions.event)
         else:
+            if trajectory.since_refresh is None:
+                _require_begun(decisions, trajectory)
             trajectory.carry_out(i, decisions)
             trajectory.advance(i)
         recorder.record(i, j, decisions, trajectory)
@@ -316,6 +318,14 @@ class _Run:
             size, z, data = trajectory.batch, trajectory.z, trajectory.data
             self._on_step(StepInfo(first, size, i, step.num_steps, step.t, event, z, data))
         return j
+
+
+def _require_begun(decisions: Decision | Sequence[Decision], trajectory: Trajectory) -> None:
+    """Refuse some tokens alone where there are no keys and values of the others yet."""
+    listed = (decisions,) * trajectory.batch if isinstance(decisions, Decision) else decisions
+    for decision, is_begun in zip(listed, trajectory.is_begun, strict=True):
+        require(is_begun or decision.tokens is None, "the first network step of a sample must recompute all tokens",
+                str(decision.event), f"decide {Event.FIRST} there")  # fmt: skip
 
 
 def _event_of(decisions: Decision | Sequence[Decision]) -> str:

@@ -38,6 +38,7 @@ FREQUENCY = np.asarray(frequencies(N), np.int64)
 STEPS = steps_of(VP(), np.linspace(1, 1e-5, 100))
 EVERYTHING = Needs.CHANGE | Needs.INTENSITY | Needs.IMPACT | Needs.SURPRISE
 SIGNALS = ("refresh_age", "token_age", "change", "energy", "intensity", "impact", "surprise", "lots")
+COSTLY = {name: Needs[name.upper()] for name in ("change", "intensity", "impact", "surprise")}
 MIXED = E2CRF(policy="e2crf", K=1, R=9, random_probe_ratio=0.2, tau_0=2.0, tau_warn=0.02, error_feedback=0.1)
 quiet = pytest.mark.filterwarnings("ignore::runtime.errors.CacheWarning")
 
@@ -103,7 +104,8 @@ class Watched:
         policy = self.inner.concrete(facts, steps)
 
         def watched(step: Step, signals: Signals) -> Decisions:
-            self.seen.append({name: np.array(getattr(signals, name)) for name in SIGNALS})
+            kept = (name for name in SIGNALS if COSTLY.get(name, Needs.NOTHING) in self.needs)
+            self.seen.append({name: np.array(getattr(signals, name)) for name in kept})
             self.decided.append(policy(step, signals))
             return self.decided[-1]
 

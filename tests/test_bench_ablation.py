@@ -43,6 +43,18 @@ def test_every_ablation_is_a_row_of_cost_and_quality(found: Record) -> None:
         assert sum((row.events or {}).values()) == pytest.approx(30)  # every step of a sample is one event
 
 
+@pytest.mark.parametrize("preset", ["readme", "paper", "paper-best"])
+@pytest.mark.filterwarnings("ignore::runtime.errors.CacheWarning")
+def test_naive_recomputes_the_lowest_frequencies_and_corrects_nothing(model: Model, preset: str) -> None:
+    """Between the first step and the last, the same as an interval of low frequencies that is never refreshed."""
+    naive = ablations(E2CRF.preset(preset))["naive"]
+    assert naive is not None
+    plain = E2CRF(R=10**6, K=naive.K, low_every=1, reuse=naive.reuse, alpha_prior=naive.alpha_prior)
+    one, other = (model.sample(3, steps=30, cache=cache) for cache in (naive, plain))
+    assert np.array_equal(one.stats.recomputed, other.stats.recomputed)
+    np.testing.assert_allclose(one.z, other.z, rtol=1e-4, atol=1e-4 * np.abs(other.z).max())
+
+
 def test_with_rounds_they_are_timed_against_the_baseline(model: Model) -> None:
     asked = replace(OPTIONS, rounds=1, steps=200, only="fixed schedule")
     baseline, fixed = ablate(model, reference_from_series(REAL), asked).rows
@@ -86,6 +98,7 @@ def _curve(chart: Chart, *values: float | None) -> Curve:
         ((0.1, 0.2, 0.3), (0.9, 0.5, 0.1), (0.4, 0.6, 0.75), (True, True, True, True)),
         ((0.3, 0.2, 0.1), (0.1, None, 0.9), (0.6, 0.6, 0.6), (False, False, False, False)),
         ((None, 0.2, 0.1), (None, None, 0.1), (0.4, 0.6, 0.5), (None, False, None, None)),
+        ((0.2, 0.2, 0.3), (0.9, 0.5, 0.1), (0.4, 0.6, 0.75), (True, True, None, True)),  # feedback was off anyway
     ],
 )
 def test_claims_say_what_rows_and_curves_say(errors: Any, intensity: Any, hits: Any, holds: Any) -> None:

@@ -133,6 +133,12 @@ def test_a_cache_that_never_refreshes_warns(tiny: Model, cache: E2CRF) -> None:
         tiny.sample(2, steps=20, cache=cache)
 
 
+def test_thresholds_that_nothing_can_pass_are_told(tiny: Model) -> None:
+    with pytest.warns(CacheWarning, match="no token is recomputed between refreshes, so that no threshold"):
+        tiny.sample(2, steps=20, cache=E2CRF.preset("paper", K=0, R=5))
+    tiny.sample(2, steps=20, cache=E2CRF.preset("readme", K=0, random_probe_ratio=0.0, R=5))  # tau_0 looks at z alone
+
+
 @pytest.mark.parametrize("cache", [E2CRF(R=2), E2CRF(policy="never"), E2CRF(policy="e2crf")])
 def test_a_run_that_never_asks_the_network_warns(tiny: Model, cache: E2CRF) -> None:
     """One step lies at t = 1, in the prior phase."""

@@ -326,8 +326,7 @@ class DeviceTrajectory(Trajectory):
         self._keep_ages(lane.batch, lane.num_tokens)
         self._work = Work()
         self._timed: dict[bool, list[tuple[Event, Event]]] = {True: [], False: []}  # by whether all tokens
-        self._made_z = self._features = None
-        self._intensity = self._impact = np.zeros(lane.batch, np.float32)
+        self._made_z, self._features, self._sums_impact = None, None, False  # of its signals only the surprise is kept
         self._stale_surprise, self._last_surprise = True, np.zeros(lane.batch, np.float32)
         lane.begin(facts, schedule, noise, linear=linear, keeps_surprise=keeps_surprise)
 
@@ -370,7 +369,7 @@ class DeviceTrajectory(Trajectory):
 
     def can_coast(self, decision: Decision) -> bool:
         """Whether the steps up to `decision.until` may be taken at once."""
-        return decision.until > self._i + 1
+        return decision.until > self._i + 1 and not decision.asks_network
 
     def coast(self, i: int, j: int, event: What) -> None:
         """Take steps i .. j - 1 without a network call."""

@@ -6,9 +6,11 @@
 
 The directions, each of them tested: larger K and random_probe_ratio, smaller R, low_every, max_age, tau_0,
 tau_warn, tau_safe, tolerance and alpha_prior all recompute MORE. (The published README says the opposite of
-K and tau_0.) Larger eps makes thresholds smaller, so it recomputes more too.
+K and tau_0.) Larger eps makes thresholds smaller, so it recomputes more too. One knob moves while the others stay:
+a low_every that is left out follows R in whole steps, and may add a low-frequency step where R grows by one.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -29,7 +31,7 @@ from runtime.cache.policy import (
     Trigger,
     first_network_step,
 )
-from runtime.errors import OptionError, parse_word, require
+from runtime.errors import CacheWarning, OptionError, parse_word, require
 
 NETWORK_REFRESHES = 25  # the default R refreshes this many times over t = 1 .. 0, prior phase included
 
@@ -69,7 +71,7 @@ class E2CRF:
     random_probe_ratio: float | None = None  # e2crf: share of the frequencies probed at every step (0.05)
     trigger: str | None = None  # e2crf: none, feature (default) or impact
     tolerance: float | None = None  # e2crf, trigger impact: effect allowed between refreshes, in data std (0.05)
-    error_feedback: float | None = None  # e2crf: most of a probe's error its neighbours take over (0: off)
+    error_feedback: float | None = None  # e2crf: `a`, most of a probe's error its neighbours take over (0: off)
 
     def __post_init__(self) -> None:
         name = parse_word(PolicyName, self.policy, "policy")
@@ -153,6 +155,9 @@ class E2CRF:
         def value(given: float | None, default: float) -> float:
             return default if given is None else given
 
+        if not low and value(self.random_probe_ratio, 0.05) == 0 and (self.tau_safe or self.tau_0 == _INF):
+            warnings.warn("K = 0 without probes: no token is recomputed between refreshes, so that no threshold has "
+                          "anything to look at; raise K or random_probe_ratio", CacheWarning, stacklevel=4)  # fmt: skip
         return EventDriven(
             frequency=facts.frequency,
             R=R,

@@ -49,6 +49,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class PlanError(OptionError):
     """A plan file is broken, or belongs to something else."""
 
@@ -80,10 +84,9 @@ class Plan:
                 self.steps, "calibrate again")  # fmt: skip
         for name in ("refreshes", "low_steps"):
             indices = getattr(self, name)
-            ordered = all(a < b for a, b in pairwise(indices))
             inside = all(_is_count(i) and 0 <= i < self.steps for i in indices)
-            require(ordered and inside, f"{name} must be rising steps from 0 to {self.steps - 1}", indices,
-                    "calibrate again")  # fmt: skip
+            is_rising = inside and all(a < b for a, b in pairwise(indices))
+            require(is_rising, f"{name} must be rising steps from 0 to {self.steps - 1}", indices, "calibrate again")
         require(len(self.refreshes) > 0, "refreshes must not be empty", self.refreshes, "calibrate again")
         require(_is_count(self.K) and self.K >= 0, "K must be a whole number that is not negative", self.K,
                 "0 recomputes none between refreshes")  # fmt: skip
@@ -93,8 +96,9 @@ class Plan:
         require(len(self.fit) == expected, f"fit must have {expected} entries, one per refresh of "
                 f"{Reuse.RESIDUAL_FITTED}", len(self.fit), "calibrate again")  # fmt: skip
         numbers = (*self.surprise, self.guard)
-        require(all(math.isfinite(x) and x >= 0 for x in numbers), "surprise and guard must be positive numbers",
-                numbers, "calibrate again")  # fmt: skip
+        require(all(_is_number(x) and math.isfinite(x) and x >= 0 for x in numbers),
+                "surprise and guard must be numbers that are not negative", numbers, "calibrate again")  # fmt: skip
+        require(isinstance(self.measured, dict), "measured must be a record", self.measured, "calibrate again")
 
     @property
     def needs(self) -> Needs:
@@ -119,7 +123,7 @@ class Plan:
             events=np.array(sorted({*self.refreshes, *self.low_steps, self.steps})),
             low_tokens=np.flatnonzero(facts.frequency < self.K).astype(np.int64),
             holds=self.fit,
-            limits=tuple(self.guard * off for off in self.surprise),
+            limits=tuple(self.guard * off for off in self.surprise) if self.needs else (),
             num_steps=self.steps,
         )
 
@@ -173,10 +177,10 @@ def read_plan(path: Path) -> Plan:
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} is not a plan ({error}); {remedy}") from error
     schema = value.pop("schema", None) if isinstance(value, dict) else None
+    if not _is_count(schema) or schema not in (_WITHOUT_FIT, SCHEMA):
+        raise PlanError(f"{path} has schema {schema!r}, this version reads schema {SCHEMA}; {remedy}")
     if schema == _WITHOUT_FIT:
         value.setdefault("fit", [])
-    elif schema != SCHEMA:
-        raise PlanError(f"{path} has schema {schema!r}, this version reads schema {SCHEMA}; {remedy}")
     known = {entry.name for entry in fields(Plan)}
     if wrong := sorted(set(value) ^ known):
         keys = ", ".join(sorted(known))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from runtime.cache.feedback import Feedback
 from runtime.cache.hold import Hold
 from runtime.cache.policy import Decision, Event, Needs, TokenFacts
+from runtime.errors import OptionError
 from runtime.leaps import Leaps
 from runtime.noise import NoiseStream, uniform
 from runtime.schedule import Schedule
@@ -147,6 +148,11 @@ class Trajectory:
         return self._i - self._refreshed
 
     @property
+    def is_begun(self) -> NDArray[np.bool_]:
+        """Whether all tokens of a sample were ever recomputed, [B]."""
+        return self._refreshed >= 0
+
+    @property
     def token_age(self) -> Ints:
         """Steps since each token was recomputed, [B, N]."""
         return self._i - self.made
@@ -154,7 +160,8 @@ class Trajectory:
     @property
     def change(self) -> Floats:
         """delta (eq. 15): squared change of z since the token was recomputed, summed over channels, [B, N]."""
-        assert self._made_z is not None, "the policy did not say that it needs Needs.CHANGE"
+        if self._made_z is None:
+            raise _not_kept(Needs.CHANGE)
         delta: Floats = np.square(self.z - self._made_z).sum(axis=2)
         return delta
 
@@ -174,16 +181,22 @@ class Trajectory:
     @property
     def intensity(self) -> Floats:
         """r (eq. 14): relative squared change of the features at the last partial step, [B]; 0 after a refresh."""
+        if self._features is None:
+            raise _not_kept(Needs.INTENSITY)
         return self._intensity
 
     @property
     def impact(self) -> Floats:
         """Estimated effect of reuse since the last refresh on the finished series, in data std, [B]."""
+        if not self._sums_impact:
+            raise _not_kept(Needs.IMPACT)
         return self._impact
 
     @property
     def surprise(self) -> Floats:
         """How far the prediction was off at the last full refresh, in data std of z0, [B]; 0 before the second."""
+        if not self._keeps_surprise:
+            raise _not_kept(Needs.SURPRISE)
         return self._surprise
 
     @property
@@ -193,7 +206,7 @@ class Trajectory:
 
     def can_coast(self, decision: Decision) -> bool:
         """Whether the steps up to `decision.until` may be taken at once."""
-        return decision.until > self._i + 1 and not self._schedule.is_multistep
+        return decision.until > self._i + 1 and not decision.asks_network and not self._schedule.is_multistep
 
     def coast(self, i: int, j: int, event: Event) -> None:
         """Take steps i .. j - 1 without a network call; `data` is left as it was."""
@@ -360,15 +373,20 @@ def padded(tokens: Ints, size: int) -> Ints:
 def runs_of(decisions: Sequence[Decision], num_tokens: int) -> Iterator[tuple[Decision, int, int]]:
     """Decisions by runs of neighbours, samples first .. last - 1, that are one call: their tokens [b, S] padded."""
     kinds = [
-        (decision.event, 0 if decision.tokens is None else bucket(len(decision.tokens), num_tokens), decision.hold)
+        (decision.event, 0 if decision.tokens is None else bucket(len(decision.tokens), num_tokens), id(decision.hold))
         for decision in decisions
     ]
     first = 0
-    for (event, size, hold), run in groupby(kinds):
+    for (event, size, _), run in groupby(kinds):
         last = first + len(list(run))
         sets = [padded(d.tokens, size) for d in decisions[first:last] if d.tokens is not None]
-        yield Decision(event, np.stack(sets) if sets else None, hold=hold), first, last
+        yield Decision(event, np.stack(sets) if sets else None, hold=decisions[first].hold), first, last
         first = last
+
+
+def _not_kept(need: Needs) -> OptionError:
+    return OptionError(f"what a policy looks at must be among the `needs` of its cache, found that {need.name} is not; "
+                       f"add Needs.{need.name}")  # fmt: skip
 
 
 def _rms(error: Floats, weight: Floats) -> Floats:

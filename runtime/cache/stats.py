@@ -23,7 +23,7 @@ class Stats:
     tokens_per_frequency: NDArray[np.int64]  # [F]
     events: NDArray[np.int64]  # [T, E]: samples by step and event, in the order of `Event`
     age: NDArray[np.float64]  # [T, 2]: mean and largest age of the tokens, of the worst batch; NaN: none yet
-    intensity: NDArray[np.float64]  # [T]: mean event intensity of the partial steps; NaN where there was none
+    intensity: NDArray[np.float64]  # [T]: mean event intensity of the partial steps, where finite; NaN: there was none
     sample_tokens: NDArray[np.int64]  # [n]: tokens recomputed, by sample
     sample_events: NDArray[np.int64]  # [n, E]: steps by sample and event
     work: Work  # what the network really ran
@@ -145,6 +145,7 @@ class Recorder:
         if trajectory.keeps_intensity:
             is_partial = np.array([decision.tokens is not None for decision in listed])
             measured = trajectory.intensity[np.broadcast_to(is_partial, trajectory.batch)]
+            measured = measured[np.isfinite(measured)]  # a sample that diverged says nothing of the others
             self._sums[i] += measured.sum(), measured.size
 
     def _note(self, i: int, j: int, decision: Decision, samples: int) -> None:
