@@ -171,6 +171,7 @@ def markdown_of(record: Record) -> str:
 
 
 def main(
+    context: typer.Context,
     model: Named,
     only: Annotated[str | None, typer.Option(help="One ablation by its name.")] = None,
     preset: Annotated[str, typer.Option(help=f"Published set: {', '.join(Preset)}.")] = Preset.PAPER,
@@ -190,7 +191,7 @@ def main(
 
     Example: python -m bench.ablation model_id=latest num_samples=20 num_diffusion_steps=100
     """
-    words = words_for(model, num_samples, steps, seed, solver)
+    words = words_for(context, model, num_samples, steps, seed, solver)
     options = AblationOptions(
         preset=preset, reuse=reuse, alpha_prior=alpha_prior, only=only, num_samples=words.num_samples,
         steps=words.num_diffusion_steps, solver=words.solver, seed=words.random_seed, rounds=rounds,

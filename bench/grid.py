@@ -105,6 +105,7 @@ def _list(usual: Sequence[int]) -> str:
 
 
 def main(
+    context: typer.Context,
     model: Named,
     K: Annotated[str | None, typer.Option("-K", help=f"As {_list(USUAL_K)}; default: those the model has.")] = None,
     R: Annotated[str, typer.Option("-R", help="Steps between full refreshes.")] = _list(USUAL_R),
@@ -123,7 +124,7 @@ def main(
 
     Example: python -m bench.grid bundles/ecg -K 0,5,19 -R 10,50,100
     """
-    words = words_for(model, num_samples, steps, seed, solver)
+    words = words_for(context, model, num_samples, steps, seed, solver)
     options = GridOptions(
         K=None if K is None else numbers(K, "-K", "0,5,10"), R=numbers(R, "-R", "10,50"), preset=preset,
         num_samples=words.num_samples, steps=words.num_diffusion_steps, solver=words.solver, seed=words.random_seed,

@@ -14,7 +14,6 @@ score best. A file with one array of series is split into two random halves.
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,8 +86,11 @@ def _arrays_of(path: Path) -> dict[str, Series]:
             if isinstance(loaded, np.ndarray):
                 return {"series": loaded}
             return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise OptionError(f"{path} is not a whole npz or npy file of numbers ({error}); write it again") from error
+    except Exception as error:  # on other bytes NumPy may raise anything
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise OptionError(
+            f"{path} is not a whole npz or npy file of numbers that can be read{reason}; write it again"
+        ) from error
 
 
 def reference_of_run(run_id: str | None, path: str | None = None) -> Reference | None:

@@ -17,7 +17,7 @@ import typer
 
 from bench.reference import Reference, reference_of_run
 from runtime.compat import bundle_of
-from runtime.errors import OptionError
+from runtime.errors import OptionError, require
 from runtime.sampler import Model, load
 from runtime.solvers import Solver
 
@@ -35,14 +35,26 @@ class ModelWords:
     solver: str = Solver.EULER_MARUYAMA
 
 
+_WORDS = {"num_samples": "num_samples", "steps": "num_diffusion_steps", "seed": "random_seed", "solver": "solver"}
 Named = Annotated[list[str], typer.Argument(help="Bundle or run, or words: " + ", ".join(asdict(ModelWords())))]
 
 
-def words_for(named: Sequence[str], num_samples: int, steps: int, seed: int, solver: str) -> ModelWords:
-    """The words that were given, or those that a name and options come to."""
+def words_for(
+    context: typer.Context, named: Sequence[str], num_samples: int, steps: int, seed: int, solver: str
+) -> ModelWords:
+    """The words that were given, or those that a name and options come to; an `OptionError` for both at once."""
     if len(named) > 1 or "=" in named[0]:
+        both = [option for option in _WORDS if _is_given(context, option)]
+        require(not both, "beside words, what is sampled is named by words alone",
+                ", ".join(f"--{option.replace('_', '-')}" for option in both),
+                f"write {', '.join(f'{_WORDS[option]}=...' for option in both)}")  # fmt: skip
         return record_from_words(ModelWords, named)
     return ModelWords(named[0], num_samples, steps, seed, solver)
+
+
+def _is_given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @contextmanager

@@ -84,8 +84,14 @@ def _run(command: Callable[[], Any]) -> int:
         code = _told(error)
         if code is None:
             raise
-        say(f"error: {_sentence(error)}")
+        is_help = type(error).__name__ == "NoArgsIsHelpError"  # the command line alone: click's word for it
+        say(_usage(error) if is_help else f"error: {_sentence(error)}")
         return code
+
+
+def _usage(error: Any) -> str:
+    """The commands there are, and where the help of each is."""
+    return f"{error.format_message()}\n\nSee `{error.ctx.command_path} <command> --help`."
 
 
 def _sentence(error: Exception) -> str:

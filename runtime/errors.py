@@ -15,6 +15,7 @@ sentence; anything else is a bug and keeps its traceback.
 
 import operator
 from enum import StrEnum
+from numbers import Real
 from typing import TypeVar
 
 Word = TypeVar("Word", bound=StrEnum)
@@ -55,7 +56,8 @@ def whole(value: object, what: str) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise OptionError(f"{what} must be a whole number, found {value!r}; leave out what follows the point") from None
+        remedy = "leave out what follows the point" if isinstance(value, Real) else "give an integer"
+        raise OptionError(f"{what} must be a whole number, found {value!r}; {remedy}") from None
 
 
 def require(ok: bool, what: str, found: object, remedy: str) -> None:

@@ -7,7 +7,6 @@ import tempfile
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +56,13 @@ def free_name(path: Path) -> Path:
 def read_samples(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """The series [n, N, C] and the facts that `write_samples` wrote; an `OptionError` for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             facts: dict[str, Any] = dict(json.loads(str(stored["record"])))
             return stored["series"], facts
-    except (OSError, TypeError, ValueError, KeyError, EOFError, BadZipFile) as error:  # TypeError: of .npy, no archive
-        raise OptionError(f"{path} is not a file of samples ({error}); write one with `e2crf sample`") from error
+    except OSError as error:
+        raise OptionError(f"cannot read {path}: {error.strerror or error}; name a file of `e2crf sample`") from error
+    except Exception as error:  # on other bytes NumPy may raise anything
+        raise OptionError(f"{path} is not a whole file of samples; write one with `e2crf sample`") from error
 
 
 def write_samples(path: Path, samples: Samples, facts: dict[str, Any]) -> None:

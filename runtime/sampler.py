@@ -363,6 +363,7 @@ def load(
     `step` graph or as its `split` parts; `stream` is one of the caller's (pycuda's, or a handle) that a GPU backend
     works on. Raises a `ManifestError` for a bundle that is missing or damaged.
     """
+    threads = None if threads is None else whole(threads, "threads")
     path = Path(bundle)
     manifest = read_manifest(path)
     opened = open_backend(backend, path, manifest, device=device, threads=threads, stream=stream)

@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench import cache
+from bench import ablation, cache, grid
 from bench.cache import VARIED, CacheWords, bench_cache, told
 from bench.latency import RaceOptions
-from bench.reference import reference_from_series
+from bench.reference import read_reference, reference_from_series
 from bench.rows import FLOOR, policy_in_words
 from bench.words import record_from_words
 from runtime.cache.options import E2CRF
@@ -216,6 +217,32 @@ def test_wrong_words_are_a_sentence_and_exit_code_2(
     assert says in " ".join(printed.err.split())
     assert "Traceback" not in printed.err
     assert printed.out == ""
+
+
+def test_a_reference_of_junk_is_told_in_our_own_words(tmp_path: Path) -> None:
+    """NumPy's words for such a file advise to load it unsafely."""
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "junk.npz").write_text("junk")
+    for path in tmp_path.iterdir():
+        with pytest.raises(OptionError, match="is not a whole npz or npy file of numbers that can be read; write it"):
+            read_reference(path)
+
+
+@pytest.mark.parametrize("module", [ablation, grid])
+@pytest.mark.parametrize(
+    ("options", "found", "remedy"),
+    [
+        (["-n", "4", "--steps", "40"], "--num-samples, --steps", "num_samples=..., num_diffusion_steps=..."),
+        (["--seed", "0", "--solver", "ddim"], "--seed, --solver", "random_seed=..., solver=..."),  # 0 is the default
+    ],
+)
+def test_words_and_options_of_the_same_meaning_are_refused_together(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], module: ModuleType,
+    options: list[str], found: str, remedy: str,
+) -> None:  # fmt: skip
+    assert run(module.main, monkeypatch, "model_id=latest", *options) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"what is sampled is named by words alone, found '{found}'; write {remedy}" in said
 
 
 def test_the_modules_are_commands(workplace: Path) -> None:

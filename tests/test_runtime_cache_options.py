@@ -1,10 +1,12 @@
 """The knobs of the cache: published presets, and what cannot be meant is refused in a sentence."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from runtime.cache.options import E2CRF
+from runtime.cache.options import E2CRF, PolicyName
 from runtime.errors import OptionError
 from runtime.sampler import Model
 from runtime.sde import VP
@@ -38,14 +40,39 @@ def test_presets_hold_the_published_numbers_and_run(
 
 
 @pytest.mark.parametrize(
+    ("knobs", "policy"),
+    [
+        ({}, "interval"),
+        ({"R": 10, "K": 5, "max_age": 4, "reuse": "feature", "alpha_prior": 0.0}, "interval"),  # of either policy
+        ({"low_every": 2}, "interval"),
+        (README, "e2crf"),
+        (PAPER | {"random_probe_ratio": 0.0}, "e2crf"),
+        ({"energy_weighting": False}, "e2crf"),
+        ({"trigger": "none"}, "e2crf"),
+        ({"tau_safe": 0.0}, "e2crf"),
+    ],
+)
+def test_a_policy_that_is_left_out_is_the_one_of_the_knobs(knobs: dict[str, Any], policy: str) -> None:
+    cache = E2CRF(**knobs)
+    assert cache.policy is PolicyName(policy)
+    assert cache == E2CRF(policy=policy, **knobs)
+    assert replace(cache, alpha_prior=0.1).policy == policy
+
+
+@pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: E2CRF.preset("thesis"), "known ones are readme, paper, paper-best"),
         (lambda: E2CRF.preset("paper", tau=1), "unknown knob tau; the known ones are K, R, alpha_prior"),
-        (lambda: E2CRF(tau_0=0.1), "tau_0 belongs to policy e2crf, found it with policy interval"),
-        (lambda: E2CRF(trigger="none"), "trigger belongs to policy e2crf"),
-        (lambda: E2CRF(error_feedback=0.1), "error_feedback belongs to policy e2crf"),
-        (lambda: E2CRF(energy_weighting=False), "energy_weighting belongs to policy e2crf"),
+        (lambda: E2CRF(policy="interval", tau_0=0.1), "tau_0 belongs to policy e2crf, found it with policy interval"),
+        (lambda: E2CRF(policy="never", trigger="none"), "trigger belongs to policy e2crf"),
+        (
+            lambda: replace(E2CRF(), error_feedback=0.1),
+            "error_feedback belongs to policy e2crf, found it with policy i",
+        ),
+        (lambda: E2CRF(policy="interval", energy_weighting=False), "energy_weighting belongs to policy e2crf"),
+        (lambda: E2CRF(tau_0=0.1, low_every=2), "low_every belongs to policy interval, found it with policy e2crf"),
+        (lambda: E2CRF(policy=""), "unknown policy ''"),
         (lambda: E2CRF(policy="e2crf", low_every=2), "low_every belongs to policy interval, found it with policy e2c"),
         (lambda: E2CRF(policy="never", R=3), "R belongs to policy interval and e2crf, found it with policy never"),
         (lambda: E2CRF(policy="never", max_age=3), "max_age belongs to policy"),

@@ -70,12 +70,27 @@ def facts_of(path: str = "samples.npz") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_one_example_and_json(name: str) -> None:
-    command = COMMANDS[name]
-    assert command.help is not None
-    assert command.help.count(f"e2crf {name}") >= 1
-    assert "Example:" in command.help
-    assert any("--json" in option.opts for option in command.params)
+def test_every_command_has_help_one_example_and_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(name, "--help") == 0
+    printed = capsys.readouterr().out
+    (example,) = [text.strip() for text in printed.split("\n\n") if "Example:" in text]
+    assert example.startswith(f"Example: e2crf {name}")
+    assert example.count("e2crf ") == 1
+    assert "--json" in printed
+
+
+def test_help_of_train_beats_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--json", "--help") == 0
+    assert "Example: e2crf train" in capsys.readouterr().out
+
+
+def test_the_command_line_alone_shows_its_commands_and_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Usage: ")
+    assert all(f"  {name} " in printed for name in COMMANDS)
+    assert printed.splitlines()[-1].startswith("See `")
+    assert "error" not in printed
 
 
 def test_every_command_stands_in_the_readme() -> None:
@@ -396,7 +411,7 @@ def test_warnings_of_the_cache_are_sentences_each_said_once(bundle: Path, capfd:
         (["sample", "bundle", "--uncached", "--preset", "paper"], "found '--uncached and --preset or its knobs'"),
         (["sample", "bundle", "--preset", "nonsense"], "known ones are readme, paper, paper-best"),
         (["sample", "bundle", "--preset", "paper", "--low-every", "2"], "low_every belongs to policy interval"),
-        (["sample", "bundle", "--tau-0", "0.1"], "tau_0 belongs to policy e2crf"),
+        (["sample", "bundle", "--policy", "interval", "--tau-0", "0.1"], "tau_0 belongs to policy e2crf"),
         (["calibrate", "bundle", "--steps", "abc"], "--steps must be whole numbers with commas between, found 'abc'"),
         (["calibrate", "bundle", "--steps", "20,,30"], "--steps must be whole numbers"),
         (["calibrate", "bundle", "--steps", "5"], "steps must be at least 10"),
@@ -472,6 +487,11 @@ def test_json_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], comm
     ("arguments", "says"),
     [
         (["sample", "gone"], "no bundle at gone"),
+        (["sample", "gone", "--out", "new/samples.npz"], "no bundle at gone"),
+        (["bench", "gone"], "no bundle at gone"),
+        (["calibrate", "gone", "--out", "new/plan.json"], "no bundle at gone"),
+        (["build", "gone"], "no bundle at gone"),
+        (["push", "gone", "file:new/gone"], "error: no bundle at gone"),
         (["sample", "bundle", "--solver", "rk4"], "known ones are euler_maruyama, ancestral"),
         (["sample", "bundle", "--policy", "sometimes"], "known ones are never, interval"),
         (["sample", "bundle", "--backend", "onnx"], "known ones are onnxruntime, tensorrt"),
@@ -559,6 +579,17 @@ def test_a_missing_package_names_its_extra(
     assert "pip install 'e2crf[export]'" in capfd.readouterr().err
 
 
+def test_without_torch_train_names_the_extra_that_has_all_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("train", "lightning")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("torch", "lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run("train", "datamodule=synthetic") == 2
+    assert "pip install 'e2crf[train]'" in capfd.readouterr().err
+
+
 def test_a_bug_keeps_its_traceback(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.verbs.sampling.load", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -619,7 +650,7 @@ def test_what_was_kept_of_one_run_is_not_replaced_by_the_next(bundle: Path, monk
     [
         ("sample", "-n", "2", "--steps", "10", "--out", "folder.npz", "--overwrite"),
         ("calibrate", "--out", "folder.npz"),
-        ("bench", "--out", "taken"),
+        ("bench", "--model", "tiny.ckpt", "--out", "taken"),
         ("calibrate", "--seed", "-1"),
     ],
 )

@@ -215,8 +215,9 @@ def test_the_commands(bundle: Path, hub: Path, capfd: pytest.CaptureFixture[str]
     assert run("push", "latest", "file:stick") == 0
     assert run("pull", "stranger/ecg") == 1
     assert run("pull", "nonsense") == 2
-    assert run("push", "gone", "user/ecg") == 2
     assert "Traceback" not in capfd.readouterr().err
+    assert run("push", "gone", "user/ecg") == 2
+    assert capfd.readouterr().err.startswith("error: no bundle at gone")  # and no warning of its licence before
     assert files_of(Path("stick")) == travelled(Path("bundles/ecg"))
 
 

@@ -338,9 +338,10 @@ def test_impossible_cache_options_are_refused(knobs: dict[str, object], says: st
         ({"n": 1, "seed": -1}, "seed must be an integer"),
         ({"n": 1, "cache": E2CRF(K=16)}, "K must not exceed the 8 frequencies"),
         ({"n": 1, "cache": "e2crf"}, r"cache must be E2CRF\(\.\.\.\).*found 'e2crf'"),
-        ({"n": 1, "seed": 1.5}, "the seed must be a whole number, found 1.5"),
+        ({"n": 1, "seed": 1.5}, "the seed must be a whole number, found 1.5; leave out what follows the point"),
+        ({"n": 1, "seed": None}, "the seed must be a whole number, found None; give an integer"),
         ({"n": 2.5}, "the number of samples must be a whole number, found 2.5"),
-        ({"n": 1, "steps": "20"}, "steps must be a whole number, found '20'"),
+        ({"n": 1, "steps": "20"}, "steps must be a whole number, found '20'; give an integer"),
         ({"n": 1, "batch_size": 2.5}, "batch_size must be a whole number"),
         ({"n": 2, "first_sample": 2**63 - 1}, r"nor the last one above 2\^63"),
     ],
@@ -412,6 +413,10 @@ def test_unknown_backends_and_devices_are_refused(tmp_path: Path) -> None:
         load(folder, device="tpu")
     with pytest.raises(OptionError, match="threads must be at least 1"):
         load(folder, threads=0)
+    with pytest.raises(OptionError, match=r"^threads must be a whole number, found 1.5; leave out what follows"):
+        load(folder, threads=1.5)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"^threads must be a whole number, found '2'; give an integer$"):
+        load(folder, threads="2")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="known ones are step, split"):
         load(folder, graphs="whole")
     with pytest.raises(BackendError, match="no graph 'layer_99'"):

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 from zipfile import is_zipfile
 
@@ -25,9 +24,11 @@ from train.module import Optimisation, ScoreModule
 
 USAGE = """Train a score network on a set of time series.
 
-    python -m train datamodule=ucr datamodule.name=GunPoint trainer.max_epochs=10
+Example: e2crf train datamodule=ucr datamodule.name=GunPoint trainer.max_epochs=10
+The same: python -m train datamodule=ucr datamodule.name=GunPoint trainer.max_epochs=10
 
-Every key of the config below can be overridden by its name. The path of the best checkpoint is printed last.
+Every key of the config below can be overridden by its name. The path of the best checkpoint is printed last;
+`e2crf train --json ...` prints one line of JSON and nothing else, the path as `checkpoint`.
 Ctrl-C stops a run; `run_id=<run> resume=true` continues it.
 """
 
@@ -103,10 +104,9 @@ def _read_last(path: Path) -> tuple[Any, int]:
             raise RuntimeError("not a zip archive")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return checkpoint[KEY], int(checkpoint["epoch"])
-    except (OSError, RuntimeError, UnpicklingError, KeyError) as error:
-        problem = str(error).splitlines()[0]
+    except Exception as error:  # of a damaged archive, too
         raise RunError(
-            f"{path} must be a whole checkpoint of this tool, found one that cannot be read ({problem:.80}); "
+            f"{path} must be a whole checkpoint of this tool, found one that cannot be read; "
             "put a copy of the run's best checkpoint there, or start a new run"
         ) from error
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(os.path.relpath(train(overrides)))
     except TrainError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted before training began; nothing was written", file=sys.stderr)

@@ -1,7 +1,7 @@
 """The knobs of E2-CRF: one frozen record, checked when it is made, and the published sets by name.
 
     E2CRF()                                   # interval refreshes; a calibrated plan does better
-    E2CRF(policy="e2crf", tau_0=0.05)         # the published policy, eq. 14-18
+    E2CRF(tau_0=0.05)                         # the published policy, eq. 14-18, named by a knob of its own
     E2CRF.preset("paper", R=100)              # a published set, with one knob changed
 
 The directions, each of them tested: larger K and random_probe_ratio, smaller R, low_every, max_age, tau_0,
@@ -54,9 +54,13 @@ class Preset(StrEnum):
 
 @dataclass(frozen=True)
 class E2CRF:
-    """Options of the cache; None is the policy's own default. Errors: `OptionError` in one sentence."""
+    """Options of the cache; None is the policy's own default. Errors: `OptionError` in one sentence.
 
-    policy: str = PolicyName.INTERVAL
+    A policy that is left out is `e2crf` where a knob is given that is of it alone, else `interval`; once made, a record
+    names its policy, so that `dataclasses.replace` keeps it.
+    """
+
+    policy: str = None  # type: ignore[assignment]  # left out: by the knobs; a made record always has one
     R: int | None = None  # full refresh every R steps; None: a 25th of the steps (policy e2crf: 10)
     K: float | None = None  # the K lowest frequencies are recomputed; below 1: K N of them. None: 3 (5), 0 without K/V
     reuse: str = Reuse.RESIDUAL
@@ -74,7 +78,8 @@ class E2CRF:
     error_feedback: float | None = None  # e2crf: `a`, most of a probe's error its neighbours take over (0: off)
 
     def __post_init__(self) -> None:
-        name = parse_word(PolicyName, self.policy, "policy")
+        name = self._implied if self.policy is None else parse_word(PolicyName, self.policy, "policy")
+        object.__setattr__(self, "policy", name)
         reuse = parse_word(Reuse, self.reuse, "reuse mode")
         require(not reuse.is_fitted, f"without a plan, reuse must be one of {', '.join(UNFITTED)}", reuse.value,
                 "`e2crf calibrate` makes a plan that is fitted to the model")  # fmt: skip
@@ -117,6 +122,12 @@ class E2CRF:
         if unknown := sorted(set(changes) - known):
             raise OptionError(f"unknown knob {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}")
         return cls(**(_PRESETS[word] | changes))
+
+    @property
+    def _implied(self) -> PolicyName:
+        """The policy that the knobs come to where none is named."""
+        is_driven = any(getattr(self, knob) is not None for knob, of in _BELONGS.items() if of == _DRIVEN)
+        return PolicyName.E2CRF if is_driven else PolicyName.INTERVAL
 
     @property
     def _trigger(self) -> Trigger:

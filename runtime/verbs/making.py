@@ -19,10 +19,12 @@ def train(context: typer.Context, as_json: Json = False) -> None:
 
     Example: e2crf train datamodule=ucr datamodule.name=GunPoint trainer.max_epochs=100
     """
+    import lightning  # noqa: F401  # first, since a torch that is missing would name an extra without the rest
+
     from train.run import main as train_main
     from train.run import train as train_model
 
-    if not as_json:
+    if not as_json or {"-h", "--help"} & set(context.args):
         raise typer.Exit(train_main(context.args))
     finish({"checkpoint": str(train_model(context.args))}, as_json, "")
 
@@ -41,6 +43,7 @@ def export(
     """Turn a checkpoint into a verified bundle of split ONNX graphs.
 
     Example: e2crf export latest --bundle bundles/ecg
+
     A checkpoint of FourierDiffusion: e2crf export fdiff.ckpt --data "datamodule=ecg datamodule.data_dir=data/ecg"
     """
     from export.bundle import ExportOptions, default_folder, export_bundle

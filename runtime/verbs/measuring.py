@@ -118,9 +118,9 @@ def bench(
     if old is not None:  # before anything runs; it may be the file that the bench writes
         digest = read_manifest(bundle, verify_digests=False).source.digest
         before = read_old(old, Setting(Kind.BENCH, digest, solver, steps, batch_size))
+    checkpoint = checkpoint_of_bundle(bundle, model)
     for path in (bundle / REPORTS / RECORD_FILE, *([] if out is None else [out / TABLE_FILE])):
         require_writable(path)
-    checkpoint = checkpoint_of_bundle(bundle, model)
     options = CompareOptions(
         bundle=bundle,
         reference=reference or run_folder(checkpoint) / "reference.npz",

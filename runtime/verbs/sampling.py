@@ -60,7 +60,6 @@ def sample(
     """
     from runtime.output import prepare_output, write_samples
 
-    prepare_output(out, overwrite=overwrite)
     knobs = {"policy": policy, "R": refresh, "K": low, "low_every": low_every, "reuse": reuse,
              "alpha_prior": alpha_prior, "max_age": max_age, "tau_0": tau_0, "eps": eps, "tau_warn": tau_warn,
              "tau_safe": tau_safe, "random_probe_ratio": random_probe_ratio, "trigger": trigger,
@@ -69,6 +68,7 @@ def sample(
     cache = _cache(uncached, plan, preset, {name: value for name, value in knobs.items() if value is not None})
     with load(bundle, backend, device=device, threads=threads, graphs=graphs) as model:
         settings = model.settings(steps, solver, grid, cache)
+        prepare_output(out, overwrite=overwrite)
         facts = {"bundle": bundle.resolve().name, "source_digest": model.manifest.source.digest, "seed": seed,
                  "first_sample": first_sample, "steps": settings.steps, "solver": settings.solver,
                  "grid": settings.grid, "cache": None if cache is None else settings.facts}  # fmt: skip

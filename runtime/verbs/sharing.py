@@ -53,12 +53,12 @@ def push(
     from runtime.hub import PushOptions
     from runtime.hub import push as push_bundle
 
-    card = read_card(bundle)
-    if card is None or card[1] == UNKNOWN_LICENSE:
-        say("warning: the model card names no licence; set one with `e2crf export <model> --license apache-2.0`")
     with stages() as tell:
         tell(f"pushing {bundle}")
         address = push_bundle(PushOptions(bundle, target, private, overwrite))
+    card = read_card(bundle)
+    if card is None or card[1] == UNKNOWN_LICENSE:
+        say("warning: the model card names no licence; set one with `e2crf export <model> --license apache-2.0`")
     finish({"bundle": str(bundle), "address": address}, as_json, f"{bundle} is at {address}")
 
 
