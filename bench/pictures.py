@@ -8,9 +8,11 @@
     cost.png        distance to the real series against cost, one point per rival
 
 Colours are Okabe and Ito's, told apart by every kind of colour vision; nothing is told by colour alone. The
-functions draw with a figure of their own and change no global state of matplotlib.
+functions draw with a figure of their own and change no global state of matplotlib. A picture is written beside its
+place and renamed into it, so that it is whole or as it was.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle
@@ -65,7 +67,12 @@ def _figure(path: Path, size: tuple[float, float] = (8.0, 5.0)) -> Iterator[Figu
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(path, dpi=1200 / size[0])
+        stage = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            figure.savefig(stage, format="png", dpi=1200 / size[0])
+            os.replace(stage, path)
+        finally:
+            stage.unlink(missing_ok=True)
 
 
 def draw_series(real: Series, generated: Series, path: Path, *, num: int = 5, seed: int = 0) -> None:

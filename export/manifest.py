@@ -21,6 +21,8 @@ from typing import Any, TypeVar, get_args, get_origin
 
 SCHEMA = 1  # bump when an older reader would misread a newer manifest
 MANIFEST_FILE = "manifest.json"
+NETWORKS = ("transformer", "lstm", "mlp")  # backbones that are written as graphs
+BACKBONES = (*NETWORKS, "gaussian", "none")  # and scores in closed form, which are served without files
 
 Record = TypeVar("Record")
 
@@ -44,7 +46,7 @@ class Source:
 class Network:
     """Facts of the score network."""
 
-    backbone: str  # "transformer"; backbones without K/V say so by num_heads = 0
+    backbone: str  # one of BACKBONES; those without K/V say so by num_heads = 0
     num_tokens: int  # N
     num_channels: int  # C
     d_model: int  # D
@@ -193,9 +195,10 @@ def read_manifest(bundle: Path, *, verify_digests: bool = True) -> Manifest:
             f"{path} has schema {schema!r}, this version reads schema {SCHEMA}; "
             "export the bundle again, or use the version of e2crf that wrote it"
         )
-    manifest = record_from_json(Manifest, value, MANIFEST_FILE)
+    manifest = record_from_json(Manifest, value, str(path))
     _check_shapes(manifest, path)
     _check_values(manifest, path)
+    _check_parts(manifest, path)
     if verify_digests:
         for name, graph in manifest.graphs.items():
             check_graph_file(bundle, name, graph)
@@ -260,6 +263,8 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     network, tokens, scale = manifest.network, manifest.tokens, manifest.standardisation
     mean, std = ([value for row in rows for value in row] for rows in (scale.mean, scale.std))
     facts: dict[str, tuple[bool, object]] = {
+        f"network.backbone must be one of {', '.join(BACKBONES)}": (network.backbone in BACKBONES, network.backbone),
+        "diffusion.process must be vp or ve": (manifest.diffusion.process in ("vp", "ve"), manifest.diffusion.process),
         "diffusion.domain must be frequency or time": (
             manifest.diffusion.domain in ("frequency", "time"), manifest.diffusion.domain
         ),
@@ -282,3 +287,16 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     for what, (holds, value) in facts.items():
         if not holds:
             raise ManifestError(f"{path}: {what}, found {value!r:.60}; export the bundle again")
+
+
+def _check_parts(manifest: Manifest, path: Path) -> None:
+    """Raise unless a network has all its graphs: embed, one per layer, head, step."""
+    num_layers = manifest.network.num_layers
+    layers = [name for name in manifest.graphs if name.startswith("layer_")]
+    wanted = {"embed", "head", "step", *map(layer_name, range(len(layers)))}
+    is_whole = len(layers) == num_layers and wanted <= manifest.graphs.keys()
+    if manifest.network.backbone in NETWORKS and not is_whole:
+        raise ManifestError(
+            f"{path}: a network of {num_layers} layers has the graphs embed, layer_00 and so on, head and step, "
+            f"found {', '.join(manifest.graphs) or 'none'}; export the bundle again"
+        )

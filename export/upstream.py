@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -61,16 +60,26 @@ ALLOWED: list[Any] = [type(name, (_Scheduler,), {"__module__": "fdiff.schedulers
 def statistics_from_file(path: Path) -> Statistics:
     """The arrays `mean` and `std` [N, C] of an npz file, float32."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            mean, std = (np.asarray(arrays[name], np.float32) for name in ("mean", "std"))
-    except (OSError, KeyError, ValueError, BadZipFile, AttributeError) as error:
-        raise UpstreamError(
-            f"{path} must be an npz file with the arrays mean and std [N, C], found one that is not ({error}); "
-            "write it with numpy.savez(path, mean=feature_mean, std=feature_std)"
-        ) from error
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("mean", "std") if name in arrays.files}
+    except Exception as error:  # on other bytes NumPy may raise anything, and its text may advise to unpickle them
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise _no_statistics(path, f"none that can be read{reason}") from error
+    if len(found) < 2 or any(values.dtype.kind not in "fiu" for values in found.values()):
+        raise _no_statistics(
+            path, ", ".join(f"{name} of {values.dtype}" for name, values in found.items()) or "neither"
+        )
+    mean, std = (values.astype(np.float32) for values in found.values())
     if not (std >= 0).all():
         raise UpstreamError(f"the std in {path} must not be negative, found {std.min()}; write the file again")
     return mean, std
+
+
+def _no_statistics(path: Path, found: str) -> UpstreamError:
+    return UpstreamError(
+        f"{path} must be an npz file with numbers mean and std [N, C], found {found}; "
+        "write it with numpy.savez(path, mean=feature_mean, std=feature_std)"
+    )
 
 
 def is_upstream(content: dict[str, Any]) -> bool:

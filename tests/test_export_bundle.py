@@ -17,10 +17,11 @@ import export.bundle
 from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import CheckpointError, read_checkpoint
 from export.graphs import graphs_of
-from export.manifest import MANIFEST_FILE, ManifestError, read_manifest
+from export.manifest import MANIFEST_FILE, NETWORKS, ManifestError, read_manifest
 from export.split import parts_of, run_part
 from export.verify import Tolerances, VerifyError, relative_error, verify_bundle
 from tests.tiny import make_bundle, write_checkpoint
+from train.networks import Backbone
 
 
 def test_the_bundle_has_the_graphs_of_the_contract(tmp_path: Path) -> None:
@@ -180,9 +181,9 @@ def _edit(folder: Path, change: Any) -> None:
         (lambda f: (f / MANIFEST_FILE).unlink(), "manifest.json is missing"),
         (lambda f: (f / MANIFEST_FILE).write_text("{"), "is not valid JSON"),
         (lambda f: _edit(f, lambda m: m.update(schema=2)), "has schema 2, this version reads schema 1"),
-        (lambda f: _edit(f, lambda m: m.update(colour="red")), "unknown key 'colour'"),
+        (lambda f: _edit(f, lambda m: m.update(colour="red")), "/bundle/manifest.json has the unknown key 'colour'"),
         (lambda f: _edit(f, lambda m: m["network"].update(depth=3)), "network has the unknown key 'depth'"),
-        (lambda f: _edit(f, lambda m: m["network"].pop("d_ff")), "lacks the key 'd_ff'"),
+        (lambda f: _edit(f, lambda m: m["network"].pop("d_ff")), "/bundle/manifest.json.network lacks the key 'd_ff'"),
         (lambda f: _edit(f, lambda m: m["network"].update(d_ff="many")), "d_ff must be int, found 'many'"),
         (lambda f: _edit(f, lambda m: m["tokens"]["frequency"].pop()), "has 14 entries, the network 15 tokens"),
         (lambda f: _edit(f, lambda m: m["graphs"]["head"].update(file="../../etc/x")), "points outside the bundle"),
@@ -206,6 +207,17 @@ def _edit(folder: Path, change: Any) -> None:
         (lambda f: _edit(f, lambda m: m.update(precision="fp8")), "precision must be fp32, fp16 or bf16, found 'fp8'"),
         (lambda f: _edit(f, lambda m: m["network"].update(num_heads=4)), r"not those of a network of .* \[4, 15, 3\]"),
         (lambda f: _edit(f, lambda m: m["network"].update(num_layers=3)), "not those of a network of 3 layers"),
+        (lambda f: _edit(f, lambda m: m["network"].update(backbone="foo")), "backbone must be one of .*, found 'foo'"),
+        (lambda f: _edit(f, lambda m: m["diffusion"].update(process="foo")), "process must be vp or ve, found 'foo'"),
+        *[
+            (lambda f, name=name: _edit(f, lambda m: m["graphs"].pop(name)), "has the graphs embed, layer_00 and so on")
+            for name in ("embed", "layer_00", "layer_01", "head", "step")
+        ],
+        (lambda f: _edit(f, lambda m: m.update(graphs={})), "has the graphs embed, .* found none"),
+        (
+            lambda f: _edit(f, lambda m: m["graphs"].update(layer_02=m["graphs"]["layer_01"])),
+            "network of 2 layers has the graphs .* layer_02",
+        ),
     ],
 )
 def test_a_damaged_bundle_is_refused_in_a_sentence(tmp_path: Path, damage: Any, says: str) -> None:
@@ -213,6 +225,10 @@ def test_a_damaged_bundle_is_refused_in_a_sentence(tmp_path: Path, damage: Any, 
     damage(folder)
     with pytest.raises(ManifestError, match=says):
         read_manifest(folder)
+
+
+def test_a_manifest_knows_every_backbone_that_can_be_trained() -> None:
+    assert set(Backbone) == set(NETWORKS)
 
 
 def _flip_byte(path: Path) -> None:

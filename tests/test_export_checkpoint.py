@@ -3,9 +3,11 @@
 import os
 import pickle
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +44,24 @@ def test_a_missing_or_truncated_file_is_refused(tmp_path: Path) -> None:
     for size in (0, 10, len(data) // 2, len(data) - 50):
         path.write_bytes(data[:size])
         with pytest.raises(CheckpointError, match=r"cut\.ckpt"):
+            read_checkpoint(path)
+
+
+def test_any_other_bytes_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    generator, path = np.random.default_rng(0), tmp_path / "other.ckpt"
+    for content in (b"junk", *(generator.bytes(size) for size in range(1, 200))):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"other\.ckpt .*; "):
+            read_checkpoint(path)
+
+
+def test_a_checkpoint_damaged_anywhere_is_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Four bytes are overwritten in each of 60 places; where they belong to a weight, nobody can tell."""
+    generator, path = np.random.default_rng(0), write_checkpoint(tmp_path / "m.ckpt")
+    whole = path.read_bytes()
+    for place in generator.integers(0, len(whole) - 4, 60):
+        path.write_bytes(whole[:place] + generator.bytes(4) + whole[place + 4 :])
+        with suppress(CheckpointError):
             read_checkpoint(path)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rich
 import torch
 from omegaconf import OmegaConf
 
@@ -237,6 +239,14 @@ def test_resuming_a_damaged_run_is_a_sentence(
         train([f"log_dir={tmp_path}", "run_id=first", "resume=true"])
 
 
+def test_resuming_from_an_archive_that_is_damaged_inside_is_a_sentence(best: Path, tmp_path: Path) -> None:
+    shutil.copytree(best.parents[1], tmp_path / "first")
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes().replace(b"embedder", b"\xffmbedder"))  # no UTF-8
+    with pytest.raises(RunError, match=r"found one that cannot be read; put a copy"):
+        train([f"log_dir={tmp_path}", "run_id=first", "resume=true"])
+
+
 def test_a_diverged_loss_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*TINY, "score_model.lr_max=1e30", f"log_dir={tmp_path}"]
     with pytest.raises(DivergedError, match="the loss must be a finite number, found nan"):
@@ -257,6 +267,21 @@ def test_command_line_prints_the_checkpoint_last_and_nothing_else(
     assert [path.name for path in tmp_path.iterdir()] == ["lightning_logs"]  # no Hydra folders
 
 
+def test_the_bar_is_drawn_on_stderr_and_leaves_stdout_to_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    try:
+        assert main([*TINY, "trainer.max_epochs=1", f"log_dir={tmp_path}"]) == 0
+    finally:
+        rich.reconfigure()  # Lightning draws on the console that all of rich shares
+    output = capsys.readouterr()
+    assert Path(output.out.removesuffix("\n")).is_file()
+    assert "Epoch 0/0" in output.err
+
+
 def test_bad_data_is_a_sentence_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,8 +291,13 @@ def test_bad_data_is_a_sentence_and_leaves_no_folder(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*TINY, "trainer.accelerator=abacus", f"log_dir={tmp_path}"]) == 2
+    assert re.search(
+        r"^error: .*=abacus cannot be used, Lightning says: .*; leave it at auto\n$", capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
 
 

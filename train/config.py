@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,6 +30,9 @@ Record = TypeVar("Record")
 PLACES = ("data_dir", "path", "test_path")  # of data, which may be elsewhere when a run is resumed
 LOGGERS = ("csv", "wandb")  # losses always go to metrics.csv
 PRECISIONS = ("32-true", "bf16-mixed")  # of the arithmetic, in Lightning's words; weights are always float32
+
+SEE_HELP = "`e2crf train --help` lists every key"
+HYDRAS_ADVICE = re.compile(r"Config search path|To append to your|1\. To use it as a list")  # not for here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,16 +200,21 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config: DictConfig = compose("train", list(overrides))
         OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from error
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"an override must be key=value by Hydra's grammar, found {error.override!r}; {SEE_HELP}"
+        ) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        told = " ".join(HYDRAS_ADVICE.split(str(error))[0].replace("\n\n", "; ").split())
+        raise ConfigError(f"{told.rstrip('.')}; {SEE_HELP}") from error
     return config
 
 
 def options_from_config(config: DictConfig) -> TrainOptions:
     """The config as checked records; `ConfigError` names the key that is wrong."""
     run: Any = OmegaConf.to_container(config)
-    datamodule, score_model, trainer = (run.pop(group) for group in ("datamodule", "score_model", "trainer"))
-    noise_scheduler = score_model.pop("noise_scheduler")
+    datamodule, score_model, trainer = (_group(run, name) for name in ("datamodule", "score_model", "trainer"))
+    noise_scheduler = _group(score_model, "noise_scheduler")
     try:
         return TrainOptions(
             run=_record(RunOptions, run, ""),
@@ -219,10 +227,19 @@ def options_from_config(config: DictConfig) -> TrainOptions:
         raise ConfigError(str(error)) from error
 
 
+def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A group taken out of the keys around it."""
+    group = values.pop(name, None)
+    if not isinstance(group, dict):
+        raise ConfigError(f"{name} must be a group of keys, found {group!r}; {SEE_HELP}")
+    return group
+
+
 def _record_of_kind(kinds: Mapping[str, type[Record]], values: dict[str, Any], where: str) -> Record:
-    if values["kind"] not in kinds:
-        raise ConfigError(f"{where}kind must be one of {', '.join(kinds)}, found {values['kind']!r}; leave it alone")
-    return _record(kinds[values["kind"]], values, where)
+    kind = str(values.get("kind"))
+    if kind not in kinds:
+        raise ConfigError(f"{where}kind must be one of {', '.join(kinds)}, found {kind!r}; leave it alone")
+    return _record(kinds[kind], values, where)
 
 
 def _record(kind: type[Record], values: dict[str, Any], where: str) -> Record:

@@ -40,10 +40,10 @@ CHATTER = (  # hints that do not apply: the data is in memory, the folder is our
 
 
 class Progress(RichProgressBar):  # type: ignore[misc]  # mypy takes Lightning's classes for Any
-    """A bar per epoch, with the losses in a format that shows them."""
+    """A bar per epoch on stderr, with the losses in a format that shows them."""
 
     def __init__(self) -> None:
-        super().__init__(theme=RichProgressBarTheme(metrics_format=".2e"))
+        super().__init__(theme=RichProgressBarTheme(metrics_format=".2e"), console_kwargs={"stderr": True})
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
         """Lightning's metrics without the version number of its logger."""
@@ -68,7 +68,7 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
     callbacks: list[Callback] = [best, last]  # in this order: last.ckpt remembers which one is the best
     if options.run.ema is not None:
         callbacks.append(WarmedUpEMA(options.run.ema))
-    if on_terminal := sys.stdout.isatty():
+    if on_terminal := sys.stderr.isatty():
         callbacks.append(Progress())
     try:
         with quiet_lightning():
@@ -86,8 +86,8 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
             )
     except (MisconfigurationException, ValueError) as error:  # no such device, or no such word
         raise ConfigError(
-            f"trainer.accelerator={options.trainer.accelerator} cannot be used, Lightning says: {error} "
-            "Leave it at auto"
+            f"trainer.accelerator={options.trainer.accelerator} cannot be used, Lightning says: "
+            f"{str(error).rstrip('.')}; leave it at auto"
         ) from error
 
 

@@ -10,7 +10,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,10 +95,10 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)
             arrays = {"series": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except Exception as error:  # on other bytes NumPy may raise anything, and its text may advise to unpickle them
         raise DataError(
-            f"{path} must hold arrays of numbers saved by NumPy, found none that can be read "
-            f"({' '.join(str(error).split()):.120}); save it again with numpy.savez(path, train=..., test=...)"
+            f"{path} must hold arrays of numbers saved by NumPy, found none that can be read; "
+            "save it again with numpy.savez(path, train=..., test=...)"
         ) from error
     if not arrays:
         raise DataError(f"{path} must hold at least one array, found none; save it again")
