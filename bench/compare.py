@@ -25,13 +25,15 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
+
 from bench.contenders import (
     Contender,
     Miss,
     Progress,
     Way,
     each_solver,
-    in_best_prior,
+    in_near_prior,
     miss_from,
     prior_of,
     rivals_of,
@@ -66,6 +68,7 @@ from runtime.sampler import Auto, Samples, load
 from runtime.solvers import Solver, TimeGrid
 
 RECORD_FILE = "bench.json"
+_UNSURE = 0.05  # what a rival may miss by more on the samples of the search, before all samples decide
 _LEAST_SEARCH = 8  # passes up to which a rival of equal quality is looked for, however few the cache takes
 
 
@@ -143,8 +146,11 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         rivals = [bench.draw(rival) for rival in bench.rivals(cached, first, opened)]
         twins = bench.twins(uncached, cached, opened)
         raced = bench.time([uncached, cached, *rivals], twins)
-        few = len(uncached.series)
-        alike = judge(cached.series[:few], reference, options.quality)  # as many as uncached ones
+        few, drawn = len(uncached.series), [uncached, cached, *rivals]
+        alike = bench.alike(cached, drawn)
+        as_many = alike.get(few, cached.quality)  # as uncached ones
+        assert as_many is not None
+        assert uncached.quality is not None
         yardsticks = bench.yardsticks()
         failures = bench.failures(uncached, cached, yardsticks[MEAN_SAMPLE])
         curves = bench.curves(uncached, cached)
@@ -154,13 +160,13 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
     paired = dict(raced.rounding)
     if cached.contender.solver == options.solver:  # from the same noise
         paired[cached.contender.name] = paired_error(cached.series[:few], uncached.series, reference)
-    rows = _rows([uncached, cached, *rivals], twins, raced, paired, yardsticks)
+    rows = _rows(drawn, alike, twins, raced, paired, yardsticks)
     facts = asdict(replace(options, cache=Auto.AUTO)) | {"cache": chosen.facts}
     record = replace(
         record_of(Kind.BENCH, model, facts, machine, rows),
         baseline="; ".join(twins.settings) or None,
-        loss_time=loss(alike.time, uncached.quality.time, options.quality.level),
-        loss_frequency=loss(alike.frequency, uncached.quality.frequency, options.quality.level),
+        loss_time=loss(as_many.time, uncached.quality.time, options.quality.level),
+        loss_frequency=loss(as_many.frequency, uncached.quality.frequency, options.quality.level),
         steps=costs,
         stages=bench.stages(chosen.cache),
         starts=starts.starts,
@@ -181,7 +187,7 @@ class _Drawn:
     contender: Contender
     series: Series
     row: Row
-    quality: Quality
+    quality: Quality | None  # None: fewer than two samples are finite, of a rival
     samples: Samples | None = None  # None: they come from a file
 
     @property
@@ -215,8 +221,15 @@ class _Bench:
             n = options.num_uncached or n
         samples = contender.draw(n, options.sampling_batch, self.progress)
         self.progress(f"judging: {contender.name}", 0.0)
-        quality = judge(samples.series, self.reference, options.quality)
+        is_own = contender.way in (Way.UNCACHED, Way.CACHED)  # without these two there is nothing to tell
+        is_finite = np.isfinite(samples.series).all(axis=(1, 2))
+        quality = judge(samples.series, self.reference, options.quality) if is_own or is_finite.sum() > 1 else None
         return _Drawn(contender, samples.series, row_of(contender.name, contender, samples), quality, samples)
+
+    def alike(self, cached: _Drawn, drawn: list[_Drawn]) -> dict[int, Quality]:
+        """The quality of the cached samples on fewer of them, by their number, where other ways drew fewer."""
+        counts = sorted({len(one.series) for one in drawn} - {len(cached.series)})
+        return {n: judge(cached.series[:n], self.reference, self.options.quality) for n in counts}
 
     def stored(self, contender: Contender, path: Path) -> _Drawn:
         """Uncached samples from a file, no more than are judged of others."""
@@ -233,7 +246,7 @@ class _Bench:
         ranked = [contender for _, contender in tried]
         best = replace(ranked[0], way=Way.FEWER)
         yield best
-        if (as_good := self._as_good(tried, miss)) is not None:
+        if (as_good := self._as_good(cached, tried, miss)) is not None:
             yield as_good
         yield from ranked[1:]
         found = rivals_of(cached.contender, passes, first, best, miss, options.threads)
@@ -241,16 +254,18 @@ class _Bench:
             if not (options.quick and rival.way.has_own_cost):
                 yield rival
 
-    def _as_good(self, tried: list[tuple[float, Contender]], miss: Miss) -> Contender | None:
-        """The cheapest of few steps that is as good as the cache, None if none is (see `most_passes`)."""
+    def _as_good(self, cached: _Drawn, tried: list[tuple[float, Contender]], miss: Miss) -> Contender | None:
+        """The cheapest of few steps that is as good as the cache on all samples, None: none is (see `most_passes`)."""
         options, bar = self.options, 1 + self.options.equal_within
+        whole = miss_from(cached.series, self.reference, options.sampling_batch, self.progress)
         least = round(_passes_of(tried[0][1]))
         for passes in _counts_from(least, min(options.most_passes, max(4 * least, _LEAST_SEARCH))):
             if passes > least:  # the best two of them go on
-                again = [in_best_prior(one, passes, miss, only_near=True) for _, one in tried[:2]]
+                again = [in_near_prior(one, passes, miss) for _, one in tried[:2]]
                 tried = sorted(again, key=lambda pair: pair[0])
-            if tried[0][0] <= bar:
-                return replace(tried[0][1], way=Way.FEWER_AS_GOOD)
+            for found, one in tried:
+                if found <= bar + _UNSURE and whole(one) <= bar:
+                    return replace(one, way=Way.FEWER_AS_GOOD)
         return None
 
     def twins(self, uncached: _Drawn, cached: _Drawn, opened: ExitStack) -> Twins:
@@ -371,6 +386,7 @@ def _counts_from(least: int, most: int) -> list[int]:
 
 def _rows(
     drawn: list[_Drawn],
+    alike: dict[int, Quality],
     twins: Twins,
     raced: _Raced,
     paired: dict[str, float],
@@ -378,7 +394,12 @@ def _rows(
 ) -> list[Row]:
     """The rows in the order of the race, and the yardsticks below them."""
     level = yardsticks[FLOOR]
-    judged = {one.contender.name: replace(one.row, **figures_of(one.quality, level)) for one in drawn}
+    judged = {
+        one.contender.name: one.row
+        if one.quality is None
+        else replace(one.row, **figures_of(one.quality, level, alike.get(len(one.series))))
+        for one in drawn
+    }
     uncached, cached = (judged[one.contender.name] for one in drawn[:2])
     rows = judged.copy()
     for contenders, original in ((twins.of_uncached, uncached), (twins.of_cached, cached)):

@@ -5,7 +5,7 @@ only the network behind it, the cache, the solver and the number of steps differ
 
 What a cache is set against, each in the best form that was found for it:
 
-- *fewer steps*: no reuse, the same closed-form prior phase, a coarse time grid; by every solver in its best grid.
+- *fewer steps*: no reuse, a closed-form prior phase, a coarse time grid; by every solver in its best grid and phase.
 - *plan without its fit*: the same refreshes, the residual held or extrapolated as it is.
 - *Taylor* (`taylor.py`): what TaylorSeer and cache-dit do, at a constant interval, and friendlier at the plan's steps.
 - *K/V only* (`kv_only.py`): what the published E2-CRF code does at every step; also put into the few-step rival.
@@ -124,8 +124,7 @@ class Contender:
 Miss = Callable[[Contender], float]  # how far what a contender draws is from real series; smaller is better
 FEW_STEP_SOLVERS = tuple(product(Solver, TimeGrid))
 ROUGHLY = QualityOptions(num_directions=256, num_resamples=1, interval_directions=1)  # to compare, without intervals
-_PRIORS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75)  # prior phases that rivals try, beside that of the cached one
-_MIDDLE_PRIOR = 0.45  # the one of them that all few-step solvers try
+_PRIORS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95)  # prior phases that rivals try, beside the cached one's
 TAYLOR_STEPS = 50  # of the originals' samplers; as many as in the cached row are tried too
 
 
@@ -213,30 +212,23 @@ def miss_from(
 
 
 def each_solver(cached: Contender, passes: int, miss: Miss) -> list[tuple[float, Contender]]:
-    """Fewer steps at equal passes by every solver, each in the time grid that misses least, and by how much.
+    """Fewer steps at equal passes by every solver, each in the grid and prior phase that misses least, and by how much.
 
-    The prior phase of the cached one was calibrated for its cache: all try one other, the two best of them every one.
+    All prior phases are tried, since that of the cached one was calibrated for its cache.
     """
-    priors = (prior_of(cached), _MIDDLE_PRIOR)
+    pairs = list(product(TimeGrid, _priors(cached)))
     best = [
-        _best([fewer_steps(cached, solver, grid, passes, alpha) for grid in TimeGrid for alpha in priors], miss)
-        for solver in Solver
+        _best([fewer_steps(cached, solver, grid, passes, alpha) for grid, alpha in pairs], miss) for solver in Solver
     ]
-    for index in sorted(range(len(best)), key=lambda i: best[i][0])[:2]:
-        best[index] = in_best_prior(best[index][1], passes, miss)
     return [(found, replace(one, way=Way.FEWER_EACH)) for found, one in best]
 
 
-def in_best_prior(few: Contender, passes: int, miss: Miss, *, only_near: bool = False) -> tuple[float, Contender]:
-    """A way of taking few steps with so many passes, in the prior phase that misses least, and by how much.
-
-    With `only_near` the prior phases next to its own are tried, else all of them.
-    """
+def in_near_prior(few: Contender, passes: int, miss: Miss) -> tuple[float, Contender]:
+    """A way of taking few steps with so many passes, in its prior phase or one beside it, and how much it misses."""
     priors = _priors(few)
-    if only_near:
-        own = priors.index(prior_of(few))
-        priors = priors[max(0, own - 1) : own + 2]
-    return _best([fewer_steps(few, Solver(few.solver), TimeGrid(few.grid), passes, alpha) for alpha in priors], miss)
+    own = priors.index(prior_of(few))
+    near = priors[max(0, own - 1) : own + 2]
+    return _best([fewer_steps(few, Solver(few.solver), TimeGrid(few.grid), passes, alpha) for alpha in near], miss)
 
 
 def _priors(one: Contender) -> list[float]:

@@ -85,12 +85,15 @@ def _cost_figures(record: Record) -> Iterator[Figure]:
     level, level_frequency = (
         None if value is None else (FLOOR, value) for value in (floor.sw_time, floor.sw_frequency)
     )
+    most = max(row.num_samples or 0 for row in judged)
     drawn = [
         charts.Point(name, look, row.ms_per_sample or 0.0, row.sw_time or 0.0, row.sw_time_low, row.sw_time_high,
                      told=f"{row.rival}: {tables.source_of(row, ('ms_per_sample', 'sw_time'))}")
-        for row, name, look in zip(judged, names, looks, strict=True) if not name.startswith(Way.FEWER_EACH)
+        for row, name, look in zip(judged, names, looks, strict=True)
+        if not name.startswith(Way.FEWER_EACH) and row.num_samples == most
     ]  # fmt: skip
-    lying = [(name, look, [_lying(row, look, domain) for domain in ("time", "frequency")])
+    lying = [(name if row.num_samples == most else f"{name} ({row.num_samples} samples)", look,
+              [_lying(row, look, domain) for domain in ("time", "frequency")])
              for row, name, look in zip(judged, names, looks, strict=True)]  # fmt: skip
     yield Figure(
         "Distance to real series",
@@ -101,7 +104,7 @@ def _cost_figures(record: Record) -> Iterator[Figure]:
     )  # fmt: skip
     yield Figure(
         "Distance against time",
-        "Lower left is better. Of fewer steps only the best solver's.",
+        "Lower left is better. Of fewer steps only the best solver's; ways that drew fewer samples are left out.",
         lambda key, title, told: charts.points(key, title, told, drawn, x_label="ms per sample",
                                                y_label="SW time", floor=level),
         "; ".join(f"{point.name}: {point.x:.3g} ms, distance {point.y:.3g}" for point in drawn),

@@ -33,6 +33,7 @@ from rich.table import Table
 
 from bench.contenders import Way
 from bench.records import Record, RecordError, Row, plain, read_records
+from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK
 from runtime.command import run_as_command, say
 from runtime.errors import require
 from runtime.solvers import TimeGrid
@@ -51,6 +52,8 @@ class Quantity(StrEnum):
     PASSES = "passes"
     SW_TIME = "SW time"
     SW_FREQUENCY = "SW frequency"
+    SPECTRAL = "spectral distance"
+    AUTOCORRELATION = "autocorrelation distance"
     DIVERGED = "diverged"
 
 
@@ -60,10 +63,16 @@ FIELDS = {
     Quantity.PASSES: "passes",
     Quantity.SW_TIME: "sw_time",
     Quantity.SW_FREQUENCY: "sw_frequency",
+    Quantity.SPECTRAL: "spectral",
+    Quantity.AUTOCORRELATION: "autocorrelation",
     Quantity.DIVERGED: "num_diverged",
 }  # of `Row`
 TIMED = (Quantity.FASTER, Quantity.MILLISECONDS)
-JUDGED = (Quantity.SW_TIME, Quantity.SW_FREQUENCY, Quantity.DIVERGED)
+SMOOTHNESS = {
+    Quantity.SPECTRAL: SPECTRAL_SLACK,
+    Quantity.AUTOCORRELATION: CORRELATION_SLACK,
+}  # what they may grow by, as at the gate
+JUDGED = (Quantity.SW_TIME, Quantity.SW_FREQUENCY, *SMOOTHNESS, Quantity.DIVERGED)
 HELD = (Quantity.FASTER, *JUDGED)  # what may not get worse
 
 
@@ -156,7 +165,7 @@ def moved(old: Record, new: Record, options: MovedOptions | None = None) -> Move
     options = options or MovedOptions()
     require_alike(setting_of(old), setting_of(new))
     moves = tuple(move for pair in _pairs(old, new) for move in _moves(old, new, *pair))
-    failures = tuple(_failure(move, options) for move in moves if _fails(move, options))
+    failures = (*(_failure(move, options) for move in moves if _fails(move, options)), *_lost(old, new))
     verdicts = [move.verdict for move in moves]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in Verdict)
     return Moved(moves, (f"{counts}.", *_notes(old, new)), failures)
@@ -192,7 +201,16 @@ def _is_same_way(old: Row, new: Row) -> bool:
 
 
 def _is_cached(row: Row) -> bool:
-    return row.rival.endswith(Way.CACHED)
+    return row.rival.endswith(f", {Way.CACHED}")
+
+
+def _lost(old: Record, new: Record) -> Iterator[str]:
+    """What was known of the cached row, and is not any more: nobody can say that it did not get worse."""
+    for row in (row for row in old.rows if _is_cached(row) and row.same_as is None):
+        now = next((one for one in new.rows if one.rival == row.rival), Row(row.rival))
+        fields = {str(quantity): FIELDS[quantity] for quantity in HELD}
+        if lost := [name for name, at in fields.items() if getattr(row, at) is not None and getattr(now, at) is None]:
+            yield f"{row.rival}: without {', '.join(lost)}, which the record of before has; run the bench again"
 
 
 def _moves(old: Record, new: Record, name: str, before: Row, now: Row) -> Iterator[Move]:
@@ -269,6 +287,8 @@ def _half(quantity: Quantity, row: Row, first: Row) -> float:
             return _half_of(row.sw_time_low, row.sw_time_high)
         case Quantity.SW_FREQUENCY:
             return _half_of(row.sw_frequency_low, row.sw_frequency_high)
+        case Quantity.SPECTRAL | Quantity.AUTOCORRELATION:
+            return SMOOTHNESS[quantity] / math.sqrt(2)  # of two together what the gate allows
         case Quantity.DIVERGED:
             return 2 * math.sqrt(row.num_diverged or 0)  # of a count
 
@@ -291,13 +311,13 @@ def _share(row: Row) -> float:
 def _fails(move: Move, options: MovedOptions) -> bool:
     if move.verdict is not Verdict.WORSE or move.quantity not in HELD:
         return False
-    return move.quantity is Quantity.DIVERGED or abs(move.change or math.inf) > options.max_regression
+    return move.quantity in (*SMOOTHNESS, Quantity.DIVERGED) or abs(move.change or math.inf) > options.max_regression
 
 
 def _failure(move: Move, options: MovedOptions) -> str:
     cells = dict(zip(COLUMNS, _cells(move), strict=True))
     beyond = f"a noise of {cells['noise']}"
-    if move.quantity is not Quantity.DIVERGED:  # any beyond noise are too many
+    if move.quantity not in (*SMOOTHNESS, Quantity.DIVERGED):  # any beyond noise are too many
         beyond += f" and the {options.max_regression:.1%} that are allowed"
     change = f" ({cells['change']})" if cells["change"] else ""
     return (
@@ -324,7 +344,8 @@ def _notes(old: Record, new: Record) -> Iterator[str]:
             yield f"Only {when}: {'; '.join(alone)}."
     yield (
         "Noise: half the intervals of both records together; of times without one, the wider of p90 - median and "
-        f"{UNSURE:.0%}; of passes {UNSURE_PASSES:.0%}; of counts twice the root of both."
+        f"{UNSURE:.0%}; of passes {UNSURE_PASSES:.0%}; of counts twice the root of both; of spectra and "
+        "autocorrelations what the gate allows."
     )
 
 

@@ -68,7 +68,7 @@ GRIDS: dict[Solver, tuple[TimeGrid, ...]] = {
     Solver.ANCESTRAL: (TimeGrid.UNIFORM, TimeGrid.QUADRATIC),
     Solver.DDIM: (TimeGrid.UNIFORM, TimeGrid.QUADRATIC),
     Solver.DPMPP_2M: (TimeGrid.UNIFORM, TimeGrid.QUADRATIC, TimeGrid.LOGSNR),
-    Solver.DPMPP_2M_SDE: (TimeGrid.QUADRATIC, TimeGrid.LOGSNR),
+    Solver.DPMPP_2M_SDE: (TimeGrid.UNIFORM, TimeGrid.QUADRATIC, TimeGrid.LOGSNR),
 }  # that suit the solver
 ROUGHLY = QualityOptions(num_directions=128, num_resamples=1, interval_directions=1)  # to compare, without intervals
 _ROUNDS = 3  # of the rough part
@@ -91,7 +91,7 @@ class ParetoOptions:
     solvers: tuple[str, ...] = tuple(Solver)
     steps: tuple[int, ...] = (4, 8, 16, 32, 100, 1000)
     refreshes: tuple[int, ...] = (1, 2, 4, 8)
-    priors: tuple[float, ...] = (0.2, 0.45)  # signal-to-noise below which no network is asked
+    priors: tuple[float, ...] = (0.2, 0.45, 0.75, 0.9)  # signal-to-noise below which no network is asked
     most_passes: int = 32  # what costs more is not a candidate
     finalists: int = 10
     rough_only: bool = False  # no second part: rows as they stand after the first

@@ -33,7 +33,7 @@ from runtime.errors import OptionError
 TABLE = re.compile(r"^(<!-- (in short|in full): (.+) -->)(?:\n|\Z)((?:\|.*(?:\n|\Z))*)", re.MULTILINE)  # and the table
 PICTURE = re.compile(r"""(?:\]\(|\bsrc=["'])([^\s()"']+)\.([\w-]+)\.svg\b""")  # path of a record, and its chart
 _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
-_SHORT_ROWS = (Way.UNCACHED, Way.CACHED, Way.FEWER, Way.FEWER_AS_GOOD, Way.PUBLISHED, FLOOR)
+_SHORT_ROWS = (Way.UNCACHED, Way.CACHED, Way.FEWER, Way.FEWER_AS_GOOD, Way.STALE, Way.PUBLISHED, FLOOR)
 _SHORT_COLUMNS = ("rival", "ms per sample", "faster", "passes", "SW time", "SW frequency")
 _SHORT_DATA = ("data", "faster", "faster, fewer steps", "few steps as good", "passes", "SW time, uncached",
                "SW time, E2-CRF", "SW time, fewer steps", "SW time, floor")  # fmt: skip

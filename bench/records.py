@@ -87,6 +87,8 @@ class Row:
     marginal_frequency_pot: float | None = None
     sw_time_over_floor: float | None = None
     sw_frequency_over_floor: float | None = None
+    cached_sw_time: float | None = None  # of the cached row on as many samples, where this one is of fewer
+    cached_sw_frequency: float | None = None
     spectral: float | None = None  # dB, log-spectral distance, see `spectra`
     autocorrelation: float | None = None  # RMS distance of the autocorrelations
     paired_error: float | None = None  # data std; uncached against PyTorch, E2-CRF against uncached
@@ -226,9 +228,9 @@ def read_records(path: Path) -> list[Record]:
 
 def _record(line: str, where: str) -> Record:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_refuse)
         schema = value.get("schema")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise RecordError(f"{where} is not a record ({error}); run the bench again") from error
     if schema != SCHEMA:
         raise RecordError(
@@ -241,6 +243,10 @@ def _record(line: str, where: str) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{where} is damaged ({error}); run the bench again") from error
     return record
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _read_as(kind: Any, value: Any, name: str) -> Any:

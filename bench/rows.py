@@ -168,8 +168,8 @@ def record_of(kind: str, model: Model, options: dict[str, Any], machine: Machine
     return Record(now(), facts, plain(options), machine, baseline=None, rows=tuple(rows), kind=kind)
 
 
-def figures_of(quality: Quality, level: Quality) -> dict[str, Any]:
-    """The quality columns of a row; `level` is that of real series."""
+def figures_of(quality: Quality, level: Quality, alike: Quality | None = None) -> dict[str, Any]:
+    """The quality columns of a row; `level` is that of real series, `alike` the cached row's on as few samples."""
     figures: dict[str, Any] = {name: getattr(quality, name) for name in ("num_samples", "num_diverged", "num_left_out")}
     for domain in ("time", "frequency"):
         distance, least = getattr(quality, domain), getattr(level, domain)
@@ -179,6 +179,7 @@ def figures_of(quality: Quality, level: Quality) -> dict[str, Any]:
             f"sw_{domain}_high": distance.high,
             f"sw_{domain}_pot": distance.sliced_pot,
             f"sw_{domain}_over_floor": distance.sliced / least.sliced,
+            f"cached_sw_{domain}": None if alike is None else getattr(alike, domain).sliced,
             f"marginal_{domain}": distance.marginal,
             f"marginal_{domain}_pot": distance.marginal_pot,
         }

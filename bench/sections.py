@@ -146,7 +146,8 @@ def _headline(record: Record) -> str:
                          + (f", at distance {number(fewer.sw_time, '.3g')}" if fewer.sw_time else ""))  # fmt: skip
     as_good = row_of(record, Way.FEWER_AS_GOOD)
     if as_good is not None and as_good.speedup is not None:
-        sentences.append(f"To be as good it takes {number(as_good.passes, '.4g')} passes and is "
+        passes = number(as_good.passes, ".4g")
+        sentences.append(f"To be as good it takes {passes} pass{'' if passes == '1' else 'es'} and is "
                          f"{times(as_good.speedup)[:-1]} times faster")  # fmt: skip
     return ". ".join(sentences) + "."
 

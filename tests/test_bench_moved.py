@@ -148,6 +148,37 @@ def test_a_wide_interval_excuses_what_a_narrow_one_does_not() -> None:
     assert moved(OLD, unsure).failures == ()
 
 
+@pytest.mark.parametrize("field", ["speedup", "sw_time", "sw_frequency", "num_diverged", "spectral"])
+def test_a_figure_of_the_cached_row_that_is_gone_fails(field: str) -> None:
+    """Nobody can say that it did not get worse; a rival may lose what it likes."""
+    old = changed(spectral=1.0)
+    (failure,) = moved(old, replace(old, rows=changed(**{"spectral": 1.0, field: None}).rows)).failures
+    quantity = {"speedup": "faster", "sw_time": "SW time", "sw_frequency": "SW frequency", "num_diverged": "diverged",
+                "spectral": "spectral distance"}[field]  # fmt: skip
+    assert failure.startswith(f"{CACHED}: without {quantity}, which the record of before has")
+    assert moved(OLD, changed("onnxruntime, fewer steps", **{field: None})).failures == ()
+
+
+def test_a_cached_row_that_is_gone_fails() -> None:
+    gone = replace(OLD, rows=tuple(row for row in OLD.rows if row.rival != CACHED))
+    (failure,) = moved(OLD, gone).failures
+    assert failure.startswith(f"{CACHED}: without faster, SW time, SW frequency, diverged, which")
+
+
+@pytest.mark.parametrize(("field", "slack"), [("spectral", 1.0), ("autocorrelation", 0.03)])
+def test_series_that_got_smoother_fail_beyond_the_slack_of_the_gate(field: str, slack: float) -> None:
+    old = changed(**{field: 2.0})
+    assert moved(old, changed(**{field: 2.0 + 0.99 * slack})).failures == ()
+    assert len(moved(old, changed(**{field: 2.0 + 1.01 * slack})).failures) == 1
+
+
+def test_the_published_policy_is_not_the_cached_row() -> None:
+    """Its name ends alike, but its knobs are its own: another policy under that name is not compared."""
+    name = "onnxruntime, published E2-CRF"
+    old, new = (replace(OLD, rows=(*OLD.rows, rival(name, 99, 40, policy=policy))) for policy in ("R 10", "R 20"))
+    assert move(old, new, Quantity.SW_TIME, name).verdict is Verdict.NOT_COMPARABLE
+
+
 def test_a_failure_says_what_by_how_much_and_what_to_do() -> None:
     (failure,) = moved(OLD, changed(speedup=200)).failures
     assert failure == (

@@ -73,6 +73,11 @@ def test_another_schema_is_refused_in_one_sentence(record: Record, tmp_path: Pat
         (lambda line: "[1, 2]", "is not a record"),
         (lambda line: line.replace('"steps"', '"stride"'), "is damaged"),
         (lambda line: line.replace('"machine"', '"engine"'), "is damaged"),
+        (
+            lambda line: line.replace('"baseline": ', '"loss_time": NaN, "baseline": ', 1),
+            "is not a record .NaN is no number",
+        ),
+        (lambda line: "[" * 100_000, "is not a record"),
     ],
 )
 def test_damage_is_named_by_line(record: Record, tmp_path: Path, damage, message: str) -> None:  # type: ignore

@@ -96,12 +96,13 @@ def number(value: float | None) -> str:
 
 def as_good(record: Record) -> str:
     """What few steps take to be as good."""
-    within, tried = per_cent(record.options["equal_within"]), record.options["num_search"]
+    within, tried = per_cent(record.options["equal_within"]), f"{record.options['num_samples']:,}"
     if row_of(record, Way.FEWER_AS_GOOD) is None:
         return f"It did not come within {within} of the cached row on {tried} samples with up to eight passes."
     found = row(record, Way.FEWER_AS_GOOD)
+    passes = f"{number(found.passes)} pass{'' if found.passes == 1 else 'es'}"
     return (
-        f"To come within {within} of the cached row on {tried} samples it takes {number(found.passes)} passes, "
+        f"To come within {within} of the cached row on {tried} samples it takes {passes}, "
         f"and is {times(found.speedup)} as fast as PyTorch."
     )
 
@@ -146,8 +147,8 @@ def _read(name: str) -> Record:
 def _unheld(section: str) -> list[str]:
     """The figures of a section that stand in no table and no sentence of a record."""
     prose = " ".join(TABLE.sub("", section).split())
-    for name, say in SAID:
-        prose = prose.replace(say(_read(name)), "")
+    for said in sorted((say(_read(name)) for name, say in SAID), key=len, reverse=True):  # one may be part of another
+        prose = prose.replace(said, "")
     return FIGURE.findall(prose)
 
 
