@@ -21,6 +21,7 @@ The record goes to `<bundle>/reports/ablation.json`: rows of cost and quality, a
 the steps as curves. The claims are among its options, as `claims`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated
@@ -45,6 +46,7 @@ RECORD_FILE = "ablation.json"
 BASELINE, FULL = "baseline", "full"
 _NEVER = 10**9  # steps
 _MOST_POINTS = 200  # of a curve
+_SAME = 1e-3  # relative, of errors that say nothing of what was taken away
 _THIRDS = 3
 
 
@@ -135,7 +137,9 @@ def claims(rows: Sequence[Row], curves: Sequence[Curve]) -> dict[str, bool | Non
 
     def better(with_it: str, without: str) -> bool | None:
         one, other = errors.get(with_it), errors.get(without)
-        return None if one is None or other is None or one == other else one < other  # equal: it was off anyway
+        if one is None or other is None or math.isclose(one, other, rel_tol=_SAME):
+            return None
+        return one < other
 
     seen = [value for value in by_third(curves, Chart.INTENSITY, FULL) if value is not None]
     hits = [value for value in by_third(curves, Chart.HIT_RATE, FULL) if value is not None]

@@ -244,7 +244,8 @@ def ranges(
         log = min(values, default=0.0) > 0 and max(values) > _FAR * min(values)
         bounds = [value for point in found if point is not None for value in (point.low, point.high)]
         x = scale_over([*values, *bounds, *([] if log else [0.0])], start, start + width, log=log)
-        parts += [_text(start, top + 0.9 * _SIZE, name, "muted"), *_below(x, bottom, "", 4)]
+        told = f"{name}, log" if log else name
+        parts += [_text(start, top + 0.9 * _SIZE, told, "muted"), *_below(x, bottom, "", 4)]
         if floor:
             marks = "".join(f"M{x(floor[1]):.1f} {head + step * row + 1.3 * _SIZE:.1f}v14" for row in range(len(drawn)))
             parts.append(

@@ -74,6 +74,12 @@ def row(record: Record, way: str) -> Row:
     return found
 
 
+def twin(record: Record, rival: str) -> Row:
+    """The row of a way on another backend."""
+    (found,) = (row for row in record.rows if row.rival == rival)
+    return found
+
+
 def loss_of(record: Record, domain: str) -> str:
     """How much caching changes the distance in a domain, with its interval."""
     loss = record.loss_time if domain == "time" else record.loss_frequency
@@ -126,6 +132,7 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (ECG, lambda found: f"{times(row(found, Way.CACHED).speedup)} the speed of PyTorch"),
     (ECG, lambda found: f"{per_cent(further(found, Way.FEWER))} further from the data"),
     (ECG, lambda found: as_good(found)),
+    (ECG, lambda found: f"PyTorch under the plan is {times(twin(found, f'pytorch, {Way.CACHED}').speedup)}"),
     (
         ECG_64,
         lambda found: (
