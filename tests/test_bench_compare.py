@@ -183,16 +183,17 @@ def test_a_row_of_fewer_samples_stands_beside_the_cached_one_on_as_many(copied: 
 def test_a_rival_that_is_as_good_on_few_samples_alone_is_not_of_equal_quality(
     copied: CompareOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A made-up measure: on the samples of the search all miss by 4 %, on all samples those of three passes by none."""
+    """A made-up measure: on the samples of the search all miss by 6 %, on all samples those of three passes by none."""
 
     def measure(target: Series, *_: object) -> Miss:
         def miss(rival: Contender) -> float:
-            return 1.04 if len(target) == 50 else 1.0 if rival.draw(2, 2).stats.passes >= 3 else 1.1
+            return 1.06 if len(target) == 50 else 1.0 if rival.draw(2, 2).stats.passes >= 3 else 2.0
 
         return miss
 
     monkeypatch.setattr("bench.compare.miss_from", measure)
-    found = compare(replace(copied, cache=replace(PLAN, refreshes=(20,)), num_samples=60, num_search=50))
+    options = replace(copied, cache=replace(PLAN, refreshes=(20,)), num_samples=60, num_search=50, equal_within=0.02)
+    found = compare(options)
     assert row(found, "fake, fewer steps, as good").passes == 3
 
 
@@ -312,7 +313,8 @@ def test_a_file_that_holds_no_samples_is_refused_in_a_sentence(gaussian: Compare
     np.savez(tmp_path / "words.npz", series=series, record=np.array("not json"))
     (tmp_path / "empty.npz").touch()
     for name in ("series.npy", "bare.npz", "list.npz", "words.npz", "empty.npz", "gone.npz"):
-        with pytest.raises(OptionError, match=f"{name} is not a file of samples .*; write one with `e2crf sample`"):
+        says = f"cannot read .*{name}: No such file" if name == "gone.npz" else f"{name} is not a whole file of samples"
+        with pytest.raises(OptionError, match=f"{says}.* `e2crf sample`"):
             compare(replace(gaussian, uncached=tmp_path / name))
 
 
