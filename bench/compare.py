@@ -32,7 +32,8 @@ from bench.contenders import (
     Miss,
     Progress,
     Way,
-    each_solver,
+    best_of_each,
+    each_way,
     in_near_prior,
     miss_from,
     prior_of,
@@ -68,6 +69,7 @@ from runtime.sampler import Auto, Samples, load
 from runtime.solvers import Solver, TimeGrid
 
 RECORD_FILE = "bench.json"
+_GO_ON = 6  # of the ways of few steps at as many passes: so many are followed to more
 _UNSURE = 0.05  # what a rival may miss by more on the samples of the search, before all samples decide
 _LEAST_SEARCH = 8  # passes up to which a rival of equal quality is looked for, however few the cache takes
 
@@ -242,8 +244,8 @@ class _Bench:
         options, passes = self.options, cached.drawn.stats.passes
         count = min(options.num_search, options.num_samples)
         miss = miss_from(cached.series[:count], self.reference, options.sampling_batch, self.progress)
-        tried = sorted(each_solver(cached.contender, whole_passes(passes), miss), key=lambda pair: pair[0])
-        ranked = [contender for _, contender in tried]
+        tried = each_way(cached.contender, whole_passes(passes), miss)
+        ranked = best_of_each(tried)
         best = replace(ranked[0], way=Way.FEWER)
         yield best
         if (as_good := self._as_good(cached, tried, miss)) is not None:
@@ -260,8 +262,8 @@ class _Bench:
         whole = miss_from(cached.series, self.reference, options.sampling_batch, self.progress)
         least = round(_passes_of(tried[0][1]))
         for passes in _counts_from(least, min(options.most_passes, max(4 * least, _LEAST_SEARCH))):
-            if passes > least:  # the best two of them go on
-                again = [in_near_prior(one, passes, miss) for _, one in tried[:2]]
+            if passes > least:
+                again = [in_near_prior(one, passes, miss) for _, one in tried[:_GO_ON]]
                 tried = sorted(again, key=lambda pair: pair[0])
             for found, one in tried:
                 if found <= bar + _UNSURE and whole(one) <= bar:

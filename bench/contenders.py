@@ -211,16 +211,23 @@ def miss_from(
     return miss
 
 
-def each_solver(cached: Contender, passes: int, miss: Miss) -> list[tuple[float, Contender]]:
-    """Fewer steps at equal passes by every solver, each in the grid and prior phase that misses least, and by how much.
+def each_way(cached: Contender, passes: int, miss: Miss) -> list[tuple[float, Contender]]:
+    """Fewer steps at equal passes by every solver in every grid, in the prior phase that misses least, and by how much.
 
-    All prior phases are tried, since that of the cached one was calibrated for its cache.
+    All prior phases are tried, since that of the cached one was calibrated for its cache. What misses least is first.
     """
-    pairs = list(product(TimeGrid, _priors(cached)))
+    priors = _priors(cached)
     best = [
-        _best([fewer_steps(cached, solver, grid, passes, alpha) for grid, alpha in pairs], miss) for solver in Solver
+        _best([fewer_steps(cached, solver, grid, passes, alpha) for alpha in priors], miss)
+        for solver, grid in FEW_STEP_SOLVERS
     ]
-    return [(found, replace(one, way=Way.FEWER_EACH)) for found, one in best]
+    return sorted(best, key=lambda pair: pair[0])
+
+
+def best_of_each(ways: Sequence[tuple[float, Contender]]) -> list[Contender]:
+    """Of ways in their order the first of each solver."""
+    first = {one.solver: one for _, one in reversed(ways)}
+    return [replace(one, way=Way.FEWER_EACH) for _, one in ways if first[one.solver] is one]
 
 
 def in_near_prior(few: Contender, passes: int, miss: Miss) -> tuple[float, Contender]:

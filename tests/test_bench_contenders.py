@@ -15,7 +15,8 @@ from bench.contenders import (
     TAYLOR_STEPS,
     Contender,
     Way,
-    each_solver,
+    best_of_each,
+    each_way,
     fewer_steps,
     fixed_interval,
     in_near_prior,
@@ -190,14 +191,17 @@ def test_every_solver_has_one_row_in_its_best_grid_at_equal_passes(cached: Conte
     def miss(rival: Contender) -> float:
         return ranks[Solver(rival.solver), TimeGrid(rival.grid)]
 
-    found = each_solver(cached, PASSES, miss)
-    assert [one.solver for _, one in found] == list(Solver)
-    for missed, one in found:
+    ways = each_way(cached, PASSES, miss)
+    assert [missed for missed, _ in ways] == sorted(ranks.values())
+    assert {(one.solver, one.grid) for _, one in ways} == set(FEW_STEP_SOLVERS)
+    best = best_of_each(ways)
+    assert {one.solver for one in best} == set(Solver)
+    assert [miss(one) for one in best] == sorted(map(miss, best))
+    for one in best:
         own = {grid: rank for (solver, grid), rank in ranks.items() if solver == one.solver}
-        assert missed == own[TimeGrid(one.grid)] == min(own.values())
+        assert miss(one) == own[TimeGrid(one.grid)] == min(own.values())
         assert one.draw(2, 2).stats.passes == PASSES
-    names = [one.name for _, one in found]
-    assert names == [f"onnxruntime, fewer steps of {solver}" for solver in Solver]
+        assert one.name == f"onnxruntime, fewer steps of {one.solver}"
 
 
 @pytest.mark.parametrize("liked", [0.0, 0.5, 1.0])
@@ -207,7 +211,7 @@ def test_few_steps_of_every_solver_choose_their_prior_phase(cached: Contender, l
     def miss(rival: Contender) -> float:
         return abs(prior_of(rival) - liked)
 
-    for missed, one in each_solver(cached, PASSES, miss):
+    for missed, one in each_way(cached, PASSES, miss):
         assert missed == min(abs(alpha - liked) for alpha in PRIORS)
         assert one.draw(2, 2).stats.passes == PASSES
 
