@@ -13,10 +13,9 @@ judged. The loss is taken over as many of the cached ones.
 The quality of a twin is that of the row it is the same as. Without a checkpoint there is no PyTorch row and the
 uncached row comes first; on a GPU engines take part if they were built, and what does not open says why in the notes.
 
-"Fewer steps" is the honest rival: no reuse, a closed-form prior phase, and a coarse time grid. It stands with as many
-passes as the cached row, by every solver in its best grid, and with as few as it needs to be as good (in sliced
-Wasserstein, spectrum and autocorrelation), by the best two of them, looked for up to four times the passes and at least
-eight. A cache has to beat both to be worth having. The other rivals are told in `contenders`.
+"Fewer steps" is the honest rival (`few_steps`): by every solver with as many passes as the cached row, and with as few
+as it needs to be as good, in any prior phase and in that of the cached row. A cache has to beat the first two to be
+worth having; over the third it tells what reuse gives beside the prior phase. The other rivals: `contenders`.
 """
 
 from collections.abc import Iterator
@@ -29,16 +28,14 @@ import numpy as np
 
 from bench.contenders import (
     Contender,
-    Miss,
     Progress,
     Way,
-    best_of_each,
-    each_way,
-    in_near_prior,
     miss_from,
     prior_of,
+    priors_of,
     rivals_of,
     whole_passes,
+    without_reuse,
 )
 from bench.curves import (
     autocorrelation_curves,
@@ -48,6 +45,7 @@ from bench.curves import (
     series_curves,
     spectrum_curves,
 )
+from bench.few_steps import Bar, as_good, best_of_each, each_way
 from bench.forms import Form
 from bench.gate import failures_of
 from bench.latency import RaceOptions, Rival, Timing, race
@@ -61,17 +59,13 @@ from bench.startup import StartOptions, Starts, measure_starts
 from bench.steps import step_costs_apart
 from bench.twins import TwinOptions, Twins, open_twins
 from runtime.backends.base import BackendName
-from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
-from runtime.cache.policy import Cache, Reuse, first_network_step
+from runtime.cache.policy import Cache
 from runtime.errors import parse_word, require
 from runtime.sampler import Auto, Samples, load
-from runtime.solvers import Solver, TimeGrid
+from runtime.solvers import Solver
 
 RECORD_FILE = "bench.json"
-_GO_ON = 6  # of the ways of few steps at as many passes: so many are followed to more
-_UNSURE = 0.05  # what a rival may miss by more on the samples of the search, before all samples decide
-_LEAST_SEARCH = 8  # passes up to which a rival of equal quality is looked for, however few the cache takes
 
 
 @dataclass(frozen=True)
@@ -242,33 +236,28 @@ class _Bench:
     def rivals(self, cached: _Drawn, first: Contender, opened: ExitStack) -> Iterator[Contender]:
         """What a cache has to beat; their sessions are closed with `opened`."""
         options, passes = self.options, cached.drawn.stats.passes
-        count = min(options.num_search, options.num_samples)
-        miss = miss_from(cached.series[:count], self.reference, options.sampling_batch, self.progress)
-        tried = each_way(cached.contender, whole_passes(passes), miss)
-        ranked = best_of_each(tried)
+        of_search = cached.series[: min(options.num_search, options.num_samples)]
+        miss, whole = (
+            miss_from(series, self.reference, options.sampling_batch, self.progress)
+            for series in (of_search, cached.series)
+        )
+        bar = Bar(miss, whole, options.equal_within, options.most_passes)
+        priors, own = priors_of(cached.contender), [prior_of(cached.contender)]
+        ways = each_way(cached.contender, whole_passes(passes), priors, miss)
+        ranked = best_of_each(ways)
         best = replace(ranked[0], way=Way.FEWER)
         yield best
-        if (as_good := self._as_good(cached, tried, miss)) is not None:
-            yield as_good
+        if (found := as_good(ways, priors, bar)) is not None:
+            yield found
+        if not options.quick:
+            ways = each_way(cached.contender, whole_passes(passes), own, miss)
+            if (found := as_good(ways, own, bar)) is not None:
+                yield replace(found, way=Way.FEWER_SAME_PRIOR)
         yield from ranked[1:]
-        found = rivals_of(cached.contender, passes, first, best, miss, options.threads)
-        for rival in opened.enter_context(found):
+        others = rivals_of(cached.contender, passes, first, best, miss, options.threads)
+        for rival in opened.enter_context(others):
             if not (options.quick and rival.way.has_own_cost):
                 yield rival
-
-    def _as_good(self, cached: _Drawn, tried: list[tuple[float, Contender]], miss: Miss) -> Contender | None:
-        """The cheapest of few steps that is as good as the cache on all samples, None: none is (see `most_passes`)."""
-        options, bar = self.options, 1 + self.options.equal_within
-        whole = miss_from(cached.series, self.reference, options.sampling_batch, self.progress)
-        least = round(_passes_of(tried[0][1]))
-        for passes in _counts_from(least, min(options.most_passes, max(4 * least, _LEAST_SEARCH))):
-            if passes > least:
-                again = [in_near_prior(one, passes, miss) for _, one in tried[:_GO_ON]]
-                tried = sorted(again, key=lambda pair: pair[0])
-            for found, one in tried:
-                if found <= bar + _UNSURE and whole(one) <= bar:
-                    return replace(one, way=Way.FEWER_AS_GOOD)
-        return None
 
     def twins(self, uncached: _Drawn, cached: _Drawn, opened: ExitStack) -> Twins:
         """The same two ways on PyTorch, the split graphs and a GPU's backends, where they run."""
@@ -311,7 +300,7 @@ class _Bench:
         if options.max_sw_loss is None:
             return ()
         n = min(len(uncached.series), options.num_uncached or options.num_samples)
-        one = replace(cached.contender, way=Way.UNCACHED, cache=_without_reuse(cached.contender))
+        one = replace(cached.contender, way=Way.UNCACHED, cache=without_reuse(cached.contender))
 
         def tell(doing: str, share: float) -> None:
             self.progress("sampling: the same prior phase without reuse", share)
@@ -337,7 +326,7 @@ class _Bench:
             one = cached.contender
             assert one.cache is not None
             curve = paired_error_by_step(
-                one.model, one.cache, baseline=_without_reuse(one), steps=one.steps, solver=one.solver, grid=one.grid,
+                one.model, one.cache, baseline=without_reuse(one), steps=one.steps, solver=one.solver, grid=one.grid,
                 seed=one.seed,
             )  # fmt: skip
             found.append(curve)
@@ -365,25 +354,6 @@ class _Bench:
             FLOOR: floor(self.reference, self.options.num_samples, self.options.quality),
             MEAN_SAMPLE: mean_sample(self.reference, self.options.quality),
         }
-
-
-def _without_reuse(cached: Contender) -> E2CRF:
-    return E2CRF(policy=PolicyName.NEVER, alpha_prior=prior_of(cached))
-
-
-def _passes_of(few: Contender) -> float:
-    """What a way without reuse asks of the network."""
-    assert few.cache is not None
-    steps = few.model.schedule(Solver(few.solver), few.steps, TimeGrid(few.grid), Reuse.RESIDUAL)[2]
-    return few.steps - first_network_step(steps, prior_of(few))
-
-
-def _counts_from(least: int, most: int) -> list[int]:
-    """Numbers of passes from the cache's own upwards, in growing steps."""
-    counts = [least]
-    while counts[-1] < most:
-        counts.append(counts[-1] + max(1, counts[-1] // 5))
-    return counts
 
 
 def _rows(

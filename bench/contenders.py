@@ -5,7 +5,8 @@ only the network behind it, the cache, the solver and the number of steps differ
 
 What a cache is set against, each in the best form that was found for it:
 
-- *fewer steps*: no reuse, a closed-form prior phase, a coarse time grid; by every solver in its best grid and phase.
+- *fewer steps* (`few_steps.py`): no reuse, a closed-form prior phase, a coarse time grid; by every solver in its best
+  grid and phase.
 - *plan without its fit*: the same refreshes, the residual held or extrapolated as it is.
 - *Taylor* (`taylor.py`): what TaylorSeer and cache-dit do, at a constant interval, and friendlier at the plan's steps.
 - *K/V only* (`kv_only.py`): what the published E2-CRF code does at every step; also put into the few-step rival.
@@ -44,7 +45,7 @@ from runtime.errors import CacheWarning
 from runtime.sampler import Model, Samples, StepInfo
 from runtime.score import Graphs
 from runtime.sde import process_from_facts
-from runtime.solvers import Solver, TimeGrid, time_grid
+from runtime.solvers import TimeGrid, time_grid
 
 if TYPE_CHECKING:
     from bench.baseline import Baseline
@@ -57,6 +58,7 @@ class Way(StrEnum):
     CACHED = "E2-CRF"
     FEWER = "fewer steps"  # of as many passes
     FEWER_AS_GOOD = "fewer steps, as good"
+    FEWER_SAME_PRIOR = "fewer steps, as good, same prior phase"  # as the cached one's
     FEWER_EACH = "fewer steps of"  # one solver, which the name of the row goes on with
     UNFITTED = "plan without its fit"
     INTERVAL = "fixed interval"
@@ -122,7 +124,6 @@ class Contender:
 
 
 Miss = Callable[[Contender], float]  # how far what a contender draws is from real series; smaller is better
-FEW_STEP_SOLVERS = tuple(product(Solver, TimeGrid))
 ROUGHLY = QualityOptions(num_directions=256, num_resamples=1, interval_directions=1)  # to compare, without intervals
 _PRIORS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95)  # prior phases that rivals try, beside the cached one's
 TAYLOR_STEPS = 50  # of the originals' samplers; as many as in the cached row are tried too
@@ -133,31 +134,17 @@ def prior_of(cached: Contender) -> float:
     if isinstance(cached.cache, E2CRF):
         return cached.cache.alpha_prior
     if isinstance(cached.cache, Plan):
-        return _signals(cached.model, cached.steps, TimeGrid(cached.grid))[cached.cache.refreshes[0]]
+        return signals_of(cached.model, cached.steps, TimeGrid(cached.grid))[cached.cache.refreshes[0]]
     return 0.0
 
 
-def fewer_steps(
-    cached: Contender, solver: Solver, grid: TimeGrid, passes: int, alpha_prior: float | None = None
-) -> Contender:
-    """A contender whose time grid is so coarse that it costs `passes` without reusing anything.
-
-    The closed-form prior phase stays (that of the cached one, or another), since it is no reuse and costs nothing; of
-    the remaining steps each is one full pass. Of the numbers of steps that cost as much, the largest.
-    """
-    alpha = prior_of(cached) if alpha_prior is None else alpha_prior
-
-    def cost(steps: int) -> int:
-        return sum(signal >= alpha for signal in _signals(cached.model, steps, grid))
-
-    steps = 2
-    while cost(steps + 1) <= passes:
-        steps += 1
-    cache = E2CRF(policy=PolicyName.NEVER, alpha_prior=alpha)
-    return replace(cached, way=Way.FEWER, cache=cache, steps=steps, solver=solver, grid=grid)
+def without_reuse(cached: Contender, alpha_prior: float | None = None) -> E2CRF:
+    """No cache but a closed-form prior phase, that of the cached contender or another."""
+    return E2CRF(policy=PolicyName.NEVER, alpha_prior=prior_of(cached) if alpha_prior is None else alpha_prior)
 
 
-def _signals(model: Model, steps: int, grid: TimeGrid) -> list[float]:
+def signals_of(model: Model, steps: int, grid: TimeGrid) -> list[float]:
+    """The signal-to-noise at every step of a time grid."""
     diffusion = model.manifest.diffusion
     process = process_from_facts(diffusion.process, diffusion.parameters)
     return [step.signal for step in steps_of(process, time_grid(grid, process, steps, diffusion.eps))]
@@ -168,7 +155,7 @@ def fixed_interval(
 ) -> Contender:
     """A constant interval without low frequencies, of as many passes, rounded up, in its prior phase or another."""
     alpha_prior = prior_of(cached) if alpha_prior is None else alpha_prior
-    num_network = sum(signal >= alpha_prior for signal in _signals(cached.model, cached.steps, TimeGrid(cached.grid)))
+    num_network = sum(signal >= alpha_prior for signal in signals_of(cached.model, cached.steps, TimeGrid(cached.grid)))
     R = max(1, -(-num_network // whole_passes(passes)))
     return replace(cached, way=Way.INTERVAL, cache=E2CRF(R=R, K=0, alpha_prior=alpha_prior, reuse=reuse))
 
@@ -211,39 +198,13 @@ def miss_from(
     return miss
 
 
-def each_way(cached: Contender, passes: int, miss: Miss) -> list[tuple[float, Contender]]:
-    """Fewer steps at equal passes by every solver in every grid, in the prior phase that misses least, and by how much.
-
-    All prior phases are tried, since that of the cached one was calibrated for its cache. What misses least is first.
-    """
-    priors = _priors(cached)
-    best = [
-        _best([fewer_steps(cached, solver, grid, passes, alpha) for alpha in priors], miss)
-        for solver, grid in FEW_STEP_SOLVERS
-    ]
-    return sorted(best, key=lambda pair: pair[0])
-
-
-def best_of_each(ways: Sequence[tuple[float, Contender]]) -> list[Contender]:
-    """Of ways in their order the first of each solver."""
-    first = {one.solver: one for _, one in reversed(ways)}
-    return [replace(one, way=Way.FEWER_EACH) for _, one in ways if first[one.solver] is one]
-
-
-def in_near_prior(few: Contender, passes: int, miss: Miss) -> tuple[float, Contender]:
-    """A way of taking few steps with so many passes, in its prior phase or one beside it, and how much it misses."""
-    priors = _priors(few)
-    own = priors.index(prior_of(few))
-    near = priors[max(0, own - 1) : own + 2]
-    return _best([fewer_steps(few, Solver(few.solver), TimeGrid(few.grid), passes, alpha) for alpha in near], miss)
-
-
-def _priors(one: Contender) -> list[float]:
-    """The prior phases that rivals try, and that of this one."""
+def priors_of(one: Contender) -> list[float]:
+    """The prior phases that rivals try, rising, and that of this one."""
     return sorted({*_PRIORS, prior_of(one)})
 
 
-def _best(rivals: Sequence[Contender], miss: Miss) -> tuple[float, Contender]:
+def least_missing(rivals: Sequence[Contender], miss: Miss) -> tuple[float, Contender]:
+    """Of variants of one rival the one that misses least, and by how much."""
     return min(((miss(rival), rival) for rival in rivals), key=lambda pair: pair[0])
 
 
@@ -258,7 +219,7 @@ def taylor(
     gives (a difference over one step of a thousand is mostly rounding), so it is left out.
     """
     grid, alpha_prior = TimeGrid(cached.grid), prior_of(cached) if alpha_prior is None else alpha_prior
-    signals = _signals(cached.model, steps, grid)
+    signals = signals_of(cached.model, steps, grid)
     first = next((i for i, signal in enumerate(signals) if signal >= alpha_prior), steps - 1)
     computed = tuple(sorted({k * (steps - first) // passes for k in range(passes)}))
     manifest = cached.model.manifest
@@ -270,8 +231,7 @@ def taylor(
                     refreshes=refreshes)  # fmt: skip
         return replace(rival, cache=plan)
     backend = TaylorBackend(cached.model.backend, manifest, computed, order, of_noise=of_noise)
-    cache = E2CRF(policy=PolicyName.NEVER, alpha_prior=alpha_prior)
-    return replace(rival, model=Model(manifest, backend), cache=cache)
+    return replace(rival, model=Model(manifest, backend), cache=without_reuse(cached, alpha_prior))
 
 
 @contextmanager
@@ -283,21 +243,21 @@ def rivals_of(
     `plain` is the uncached contender, `few` the best of fewer steps at equal passes, `miss` what the variants of one
     rival are chosen by. What needs a transformer in fp32 on ONNX Runtime, or K/V, is left out where there is none.
     """
-    count, priors = whole_passes(passes), _priors(cached)
+    count, priors = whole_passes(passes), priors_of(cached)
     modes = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
     rivals = []
     if isinstance(cached.cache, Plan) and cached.cache.fit:
-        rivals.append(_best([_reusing(cached, Way.UNFITTED, reuse) for reuse in modes], miss)[1])
+        rivals.append(least_missing([_reusing(cached, Way.UNFITTED, reuse) for reuse in modes], miss)[1])
     pairs = product(modes, priors)
-    rivals.append(_best([fixed_interval(cached, passes, reuse, alpha) for reuse, alpha in pairs], miss)[1])
+    rivals.append(least_missing([fixed_interval(cached, passes, reuse, alpha) for reuse, alpha in pairs], miss)[1])
     rivals.append(stale_features(cached))
     for order in range(1, min(count, 3)):  # a first difference takes two values
         ways = product(sorted({TAYLOR_STEPS, cached.steps}), (False, True), priors)
         tried = [taylor(cached, count, steps, order, of_noise=noise, alpha_prior=alpha) for steps, noise, alpha in ways]
-        rivals.append(_best(tried, miss)[1])
+        rivals.append(least_missing(tried, miss)[1])
     if count > 1:
         linear = (Reuse.FEATURE_LINEAR, Reuse.NOISE_LINEAR)
-        rivals.append(_best([_reusing(cached, Way.TAYLOR_PLANNED, reuse) for reuse in linear], miss)[1])
+        rivals.append(least_missing([_reusing(cached, Way.TAYLOR_PLANNED, reuse) for reuse in linear], miss)[1])
     model = cached.model
     with ExitStack() as opened:
         if model.bundle is not None and can_keep_kv(model):
@@ -305,9 +265,8 @@ def rivals_of(
 
             backend = KvOnlyBackend(model.bundle, model.manifest, threads=threads)
             kv_only = opened.enter_context(Model(model.manifest, backend))
-            every = E2CRF(policy=PolicyName.NEVER, alpha_prior=prior_of(cached))
             rivals.append(replace(few, way=Way.KV_FEWER, model=kv_only))
-            rivals.append(replace(cached, way=Way.KV_ONLY, model=kv_only, cache=every))
+            rivals.append(replace(cached, way=Way.KV_ONLY, model=kv_only, cache=without_reuse(cached)))
         if model.facts.tokens.obstacle is None:
             rivals.append(replace(plain, way=Way.PUBLISHED, cache=E2CRF.preset(Preset.README)))
         yield rivals

@@ -144,11 +144,12 @@ def _headline(record: Record) -> str:
         sentences.append("The honest rival, fewer steps without a cache at as many passes, is "
                          f"{times(fewer.speedup)[:-1]} times faster"
                          + (f", at distance {number(fewer.sw_time, '.3g')}" if fewer.sw_time else ""))  # fmt: skip
-    as_good = row_of(record, Way.FEWER_AS_GOOD)
-    if as_good is not None and as_good.speedup is not None:
-        passes = number(as_good.passes, ".4g")
-        sentences.append(f"To be as good it takes {passes} pass{'' if passes == '1' else 'es'} and is "
-                         f"{times(as_good.speedup)[:-1]} times faster")  # fmt: skip
+    for way, where in ((Way.FEWER_AS_GOOD, "To"), (Way.FEWER_SAME_PRIOR, "In the prior phase of the cache to")):
+        as_good = row_of(record, way)
+        if as_good is not None and as_good.speedup is not None:
+            passes = number(as_good.passes, ".4g")
+            sentences.append(f"{where} be as good it takes {passes} pass{'' if passes == '1' else 'es'} and is "
+                             f"{times(as_good.speedup)[:-1]} times faster")  # fmt: skip
     return ". ".join(sentences) + "."
 
 

@@ -86,6 +86,7 @@ def data_sets(records: Sequence[Record]) -> Table:
         ("faster", "E2-CRF over the first row of its table, which is PyTorch where it took part"),
         ("faster, fewer steps", "the honest rival: as many passes and nothing reused"),
         ("few steps as good", "what the same takes to be as near to real series, where that was found"),
+        ("as good, same prior phase", "what it takes in the prior phase of E2-CRF, where that was measured and found"),
         ("passes", "what a sample of E2-CRF asks of the network, in whole passes; uncached it is one for each step"),
     ]
     fields = {domain: (f"sw_{domain}", f"sw_{domain}_low", f"sw_{domain}_high") for domain in ("time", "frequency")}
@@ -104,7 +105,8 @@ def data_sets(records: Sequence[Record]) -> Table:
             Cell(name_of(record)),
             Cell("" if batch is None else str(batch), "options.batch_size"),
             *(Cell(times(row.speedup), source_of(row, ("speedup",))) for row in (cached, fewer)),
-            _as_good(record),
+            _as_good(record, Way.FEWER_AS_GOOD, "none found"),
+            _as_good(record, Way.FEWER_SAME_PRIOR, ""),
             Cell(number(cached.passes, ".4g"), source_of(cached, ("passes",))),
         ]
         cells += [Cell(_distance(row, names[0], cached), source_of(row, (*names, "num_samples")))
@@ -120,10 +122,10 @@ def _distance(row: Row, field: str, cached: Row) -> str:
     return f"{told} ({row.num_samples})" if told and row.num_samples != cached.num_samples else told
 
 
-def _as_good(record: Record) -> Cell:
+def _as_good(record: Record, way: Way, without: str) -> Cell:
     """Speed and passes of few steps of equal quality."""
-    if (row := row_of(record, Way.FEWER_AS_GOOD)) is None:
-        return Cell("none found")
+    if (row := row_of(record, way)) is None:
+        return Cell(without)
     told = f"{times(row.speedup)}, {number(row.passes, '.4g')} pass{'' if row.passes == 1 else 'es'}"
     return Cell(told, source_of(row, ("speedup", "passes")))
 

@@ -16,12 +16,12 @@ import pytest
 from gaussian_bundle import real_series, write_gaussian_bundle
 
 from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compare
-from bench.contenders import FEW_STEP_SOLVERS, Contender, Miss, Progress, Way, fewer_steps, prior_of
+from bench.contenders import Contender, Progress, Way, prior_of
+from bench.few_steps import FEW_STEP_SOLVERS, fewer_steps
 from bench.gate import failures_of
 from bench.latency import RaceOptions
 from bench.quality import QualityOptions, judge, mean_sample
 from bench.records import Row, read_records
-from bench.reference import Series
 from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show, write_results
 from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK
 from bench.tables import data_sets
@@ -180,23 +180,6 @@ def test_a_row_of_fewer_samples_stands_beside_the_cached_one_on_as_many(copied: 
     assert told["SW time, E2-CRF"].text == f"{cached.sw_time:.3g}"
 
 
-def test_a_rival_that_is_as_good_on_few_samples_alone_is_not_of_equal_quality(
-    copied: CompareOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A made-up measure: on the samples of the search all miss by 6 %, on all samples those of three passes by none."""
-
-    def measure(target: Series, *_: object) -> Miss:
-        def miss(rival: Contender) -> float:
-            return 1.06 if len(target) == 50 else 1.0 if rival.draw(2, 2).stats.passes >= 3 else 2.0
-
-        return miss
-
-    monkeypatch.setattr("bench.compare.miss_from", measure)
-    options = replace(copied, cache=replace(PLAN, refreshes=(20,)), num_samples=60, num_search=50, equal_within=0.02)
-    found = compare(options)
-    assert row(found, "fake, fewer steps, as good").passes == 3
-
-
 def test_the_prior_phase_of_a_rival_is_that_of_the_cache(gaussian: CompareOptions) -> None:
     """Oracle of a plan: alpha of VP at the time of its first refresh, times even from 1 to 1e-5."""
     with load(gaussian.bundle, "fake") as model:
@@ -228,19 +211,6 @@ def test_plainer_caches_cost_as_much(found: Comparison) -> None:
         rival = row(found, f"fake, {way}")
         assert rival.passes == pytest.approx(cached.passes, abs=1.0)
     assert (row(found, "fake, stale features").paired_error or 0) == 0  # it is not paired with anything
-
-
-@pytest.mark.parametrize(("solver", "grid"), FEW_STEP_SOLVERS)
-def test_fewer_steps_keep_the_prior_phase_and_reuse_nothing(
-    gaussian: CompareOptions, solver: Solver, grid: TimeGrid
-) -> None:
-    with load(gaussian.bundle, "fake") as model:
-        cached = Contender(Way.CACHED, model, E2CRF(K=0, alpha_prior=0.2), 1000, Solver.DDIM, 0)
-        fewer = fewer_steps(cached, solver, grid, passes=12)
-        stats = fewer.draw(2, 2).stats
-    assert stats.passes == 12
-    assert stats.event_counts.get("reuse", 0) == 0
-    assert stats.event_counts["prior"] > 0
 
 
 @pytest.fixture(scope="module")

@@ -10,22 +10,18 @@ import pytest
 from tiny import gaussian, make_bundle
 
 from bench.contenders import (
-    FEW_STEP_SOLVERS,
     ROUGHLY,
     TAYLOR_STEPS,
     Contender,
     Way,
-    best_of_each,
-    each_way,
-    fewer_steps,
     fixed_interval,
-    in_near_prior,
     miss_from,
     prior_of,
     rivals_of,
     taylor,
     whole_passes,
 )
+from bench.few_steps import fewer_steps
 from bench.quality import judge
 from bench.reference import Reference, Series
 from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK, excess
@@ -182,57 +178,6 @@ def test_without_keys_and_values_only_rivals_of_whole_steps_are_left() -> None:
     cached = Contender(Way.CACHED, made, E2CRF(R=10, K=0), STEPS, Solver.DDIM, 0)
     ways = set(drawn_rivals(cached))
     assert ways == {Way.INTERVAL, Way.STALE, Way.TAYLOR, Way.TAYLOR_SECOND, Way.TAYLOR_PLANNED}
-
-
-def test_every_solver_has_one_row_in_its_best_grid_at_equal_passes(cached: Contender) -> None:
-    """Oracle: a measure made up for the test, which likes another grid for every solver."""
-    ranks = {pair: float((7 * index) % 15) for index, pair in enumerate(FEW_STEP_SOLVERS)}
-
-    def miss(rival: Contender) -> float:
-        return ranks[Solver(rival.solver), TimeGrid(rival.grid)]
-
-    ways = each_way(cached, PASSES, miss)
-    assert [missed for missed, _ in ways] == sorted(ranks.values())
-    assert {(one.solver, one.grid) for _, one in ways} == set(FEW_STEP_SOLVERS)
-    best = best_of_each(ways)
-    assert {one.solver for one in best} == set(Solver)
-    assert [miss(one) for one in best] == sorted(map(miss, best))
-    for one in best:
-        own = {grid: rank for (solver, grid), rank in ranks.items() if solver == one.solver}
-        assert miss(one) == own[TimeGrid(one.grid)] == min(own.values())
-        assert one.draw(2, 2).stats.passes == PASSES
-        assert one.name == f"onnxruntime, fewer steps of {one.solver}"
-
-
-@pytest.mark.parametrize("liked", [0.0, 0.5, 1.0])
-def test_few_steps_of_every_solver_choose_their_prior_phase(cached: Contender, liked: float) -> None:
-    """A measure that likes short prior phases, middle ones or long ones: at as many passes these have any there is."""
-
-    def miss(rival: Contender) -> float:
-        return abs(prior_of(rival) - liked)
-
-    for missed, one in each_way(cached, PASSES, miss):
-        assert missed == min(abs(alpha - liked) for alpha in PRIORS)
-        assert one.draw(2, 2).stats.passes == PASSES
-
-
-@pytest.mark.parametrize(
-    ("own", "priors"), [(0.37, (0.3, 0.37, 0.45)), (0.1, (0.1, 0.2)), (0.75, (0.6, 0.75, 0.85)), (0.95, (0.9, 0.95))]
-)
-def test_few_steps_of_more_passes_try_their_prior_phase_and_those_beside_it(
-    cached: Contender, own: float, priors: tuple[float, ...]
-) -> None:
-    few, tried = fewer_steps(cached, Solver.ANCESTRAL, TimeGrid.LOGSNR, PASSES, own), list[Contender]()
-
-    def miss(rival: Contender) -> float:
-        tried.append(rival)
-        return abs(prior_of(rival) - 0.6)
-
-    missed, best = in_near_prior(few, PASSES + 1, miss)
-    assert tuple(prior_of(one) for one in tried) == priors
-    assert {(one.solver, one.grid) for one in tried} == {(Solver.ANCESTRAL, TimeGrid.LOGSNR)}
-    assert missed == abs(prior_of(best) - 0.6) == min(abs(alpha - 0.6) for alpha in priors)
-    assert best.draw(2, 2).stats.passes == PASSES + 1
 
 
 @pytest.mark.parametrize("liked", PRIORS[:-2])  # the last two leave too few of 60 steps for an interval of four passes

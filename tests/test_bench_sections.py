@@ -19,7 +19,7 @@ def test_several_benches_are_set_side_by_side_and_one_is_not(tmp_path: Path) -> 
     page, summary = report(tmp_path, BENCH, other)
     assert '<h2 id="data-sets-h">The data sets side by side' in page
     distances = "0.05 | 0.0401 | 0.047 | 0.02"
-    line = f"| prices | 1 | 1,230x | 901x | none found | 4 | {distances} | {distances} | 0 of 64 |"
+    line = f"| prices | 1 | 1,230x | 901x | none found |  | 4 | {distances} | {distances} | 0 of 64 |"
     assert line in summary
     assert "side by side" not in report(tmp_path / "one", BENCH)[1]
     few = replace(BENCH, rows=(ROWS[0], replace(ROWS[1], num_samples=8), *ROWS[2:]))
@@ -37,10 +37,15 @@ def test_the_first_sentence_names_the_honest_rival_beside_the_gain(tmp_path: Pat
 
 def test_what_few_steps_take_to_be_as_good_is_said_where_it_was_found(tmp_path: Path) -> None:
     rival = replace(ROWS[3], rival="onnxruntime, fewer steps, as good", speedup=333.3, passes=9.0)
-    page, summary = report(tmp_path, replace(BENCH, rows=(*ROWS, rival)), BENCH)
+    alike = replace(rival, rival=f"{rival.rival}, same prior phase", speedup=111.1, passes=1.0)
+    page, summary = report(
+        tmp_path, replace(BENCH, rows=(*ROWS, rival)), BENCH, replace(BENCH, rows=(*ROWS, rival, alike))
+    )
     assert "To be as good it takes 9 passes and is 333 times faster." in page
-    assert "| 901x | 333x, 9 passes | 4 |" in summary
-    assert "| 901x | none found | 4 |" in summary
+    assert "In the prior phase of the cache to be as good it takes 1 pass and is 111 times faster." in page
+    assert "| 901x | 333x, 9 passes |  | 4 |" in summary
+    assert "| 901x | none found |  | 4 |" in summary
+    assert "| 901x | 333x, 9 passes | 111x, 1 pass | 4 |" in summary
 
 
 def test_a_grid_is_a_matrix_and_the_smaller_distance_is_shaded_more(tmp_path: Path) -> None:
