@@ -1,6 +1,7 @@
 """The README tells the truth: its files, commands and targets exist, none is left out, and figures are of records."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from bench.readme import TABLE, pictures_of, with_tables
 from bench.records import Record, Row, read_records
 from bench.rows import FLOOR
 from bench.tables import row_of
+from train.config import compose_config, options_from_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -209,7 +211,51 @@ def test_every_committed_record_is_named() -> None:
     assert [path for path in records if f"`{path}`" not in README] == []
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def _dry_run(*words: str) -> list[str]:
+    """The commands that make would run."""
+    told = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return told.replace("\\\n", " ").splitlines()
+
+
+NEEDS_MAKE = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@NEEDS_MAKE
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("ecg", ECG),
+        ("nasdaq", "nasdaq-cpu"),
+        ("nasa-charge", "nasa-charge-cpu"),
+        ("nasa-discharge", "nasa-discharge-cpu"),
+        ("usdroughts", "usdroughts-cpu"),
+    ],
+)
+def test_a_data_set_of_the_paper_is_made_as_its_record_was(data: str, name: str) -> None:
+    record, commands = _read(name), _dry_run("paper", f"SET={data}", "DATA=raw")
+    network, source = record.model["network"], record.model["source"]
+    (trained,) = (shlex.split(line)[2:] for line in commands if "e2crf train" in line)
+    options = options_from_config(compose_config(trained))
+    facts = options.score_model.network(network["num_tokens"], network["num_channels"]).to_dict()
+    shared = set(facts) & set(network)  # dropout is no part of what samples, the backbone of what trains
+    assert {fact: facts[fact] for fact in shared} == {fact: network[fact] for fact in shared}
+    assert {"num_layers", "d_model", "num_heads", "d_ff"} <= shared
+    assert source["data"].partition("/")[0] == trained[0].removeprefix("datamodule=")
+    (benched,) = (shlex.split(line) for line in commands if "e2crf bench" in line)
+    told = dict(zip(benched[3::2], benched[4::2], strict=True))
+    assert told["--part"] == record.options["part"]
+
+
+@NEEDS_MAKE
+def test_another_data_set_is_refused_in_a_sentence() -> None:
+    told = subprocess.run(["make", "--dry-run", "paper", "SET=nope"], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 2
+    assert "SET must be one of ecg, nasdaq, nasa-charge, nasa-discharge and usdroughts, found 'nope'" in told.stderr
+
+
+@NEEDS_MAKE
 @pytest.mark.parametrize(
     ("words", "command"),
     [
@@ -223,7 +269,4 @@ def test_every_committed_record_is_named() -> None:
     ],
 )
 def test_targets_take_a_model_by_name_or_a_bundle_by_folder(words: list[str], command: str) -> None:
-    told = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert told.splitlines()[-1].strip().endswith(command)
+    assert _dry_run(*words)[-1].strip().endswith(command)
