@@ -216,6 +216,9 @@ def test_the_commands(bundle: Path, hub: Path, capfd: pytest.CaptureFixture[str]
     assert run("pull", "stranger/ecg") == 1
     assert run("pull", "nonsense") == 2
     assert "Traceback" not in capfd.readouterr().err
+    assert run("push", "ecg", "nonsense") == 2
+    printed = capfd.readouterr().err
+    assert 0 <= printed.find("warning: the model card") < printed.find("error: ")  # before anything is sent
     assert run("push", "gone", "user/ecg") == 2
     assert capfd.readouterr().err.startswith("error: no bundle at gone")  # and no warning of its licence before
     assert files_of(Path("stick")) == travelled(Path("bundles/ecg"))

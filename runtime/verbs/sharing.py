@@ -53,12 +53,13 @@ def push(
     from runtime.hub import PushOptions
     from runtime.hub import push as push_bundle
 
-    with stages() as tell:
-        tell(f"pushing {bundle}")
-        address = push_bundle(PushOptions(bundle, target, private, overwrite))
+    read_manifest(bundle, verify_digests=False)  # whether there is a bundle comes before its licence
     card = read_card(bundle)
     if card is None or card[1] == UNKNOWN_LICENSE:
         say("warning: the model card names no licence; set one with `e2crf export <model> --license apache-2.0`")
+    with stages() as tell:
+        tell(f"pushing {bundle}")
+        address = push_bundle(PushOptions(bundle, target, private, overwrite))
     finish({"bundle": str(bundle), "address": address}, as_json, f"{bundle} is at {address}")
 
 
