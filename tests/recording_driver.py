@@ -1,7 +1,7 @@
 """A GPU made of host memory: what the TensorRT backend asks of its driver is written down, checked and carried out.
 
 Kernels are the real source, compiled by the host's C compiler; engines run their ONNX graph in ONNX Runtime. Fresh
-memory is full of NaN. What a GPU would not forgive is an assertion here: an address outside any block or not
+memory is full of NaN, and so is memory again that nobody holds any more. What a GPU would not forgive is an assertion here: an address outside any block or not
 aligned, an output where an input lies, a shape outside the profile, a copy from or to the host within a capture.
 """
 
@@ -9,6 +9,7 @@ import ctypes
 import json
 import shutil
 import subprocess
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class RecordingDriver:
         self._kernels, self._bundle, self.graphs = kernels, bundle, graphs
         self._left, self._can_capture = memory, can_capture
         self._blocks: dict[int, NDArray[np.uint8]] = {}
+        self._freed: list[NDArray[np.uint8]] = []  # what nobody holds any more: NaN again, and never handed out twice
         self.log: list[tuple[Any, ...]] = []
         self._capturing: list[Callable[[], None]] | None = None
         self.sessions: dict[str, ort.InferenceSession] = {}
@@ -103,7 +105,15 @@ class RecordingDriver:
         address = -(-raw.ctypes.data // 256) * 256
         self._blocks[address] = raw
         self.log.append(("allocate", address, size))
-        return Block(address, size, raw)
+        owner = _Owner()
+        weakref.finalize(owner, self._free, address, size)
+        return Block(address, size, owner)
+
+    def _free(self, address: int, size: int) -> None:
+        raw = self._blocks.pop(address)
+        raw[...] = 0xFF
+        self._freed.append(raw)
+        self._left += size
 
     def free_memory(self) -> int:
         return self._left
@@ -185,11 +195,17 @@ class RecordingDriver:
             options.intra_op_num_threads, options.log_severity_level = 1, 3
             self.sessions[name] = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         graph = self.graphs[name]
+        for tensor in graph.inputs:
+            assert self.holds(addresses[tensor.name], int(np.prod(shapes[tensor.name])) * _TYPES[tensor.dtype]().nbytes)
         feeds = {tensor.name: _view(addresses[tensor.name], shapes[tensor.name], tensor.dtype).copy()
                  for tensor in graph.inputs}  # fmt: skip
         for tensor, result in zip(graph.outputs, self.sessions[name].run(None, feeds), strict=True):
             assert self.holds(addresses[tensor.name], result.nbytes)
             _view(addresses[tensor.name], result.shape, tensor.dtype)[...] = result
+
+
+class _Owner:
+    """Holds a block until it is dropped."""
 
 
 class Moment:

@@ -60,12 +60,13 @@ class Call:
     """The network for one bucket of tokens: its buffers, and its contexts for either direction of the caches."""
 
     tokens: int
-    z: Block
-    t: Block
-    token: Block
-    score: Block
+    blocks: dict[str, Block]  # by tensor; contexts and captured graphs know their addresses, so all of them are held
     contexts: tuple[list[Context], ...]
     selected: Ints  # what `token` holds, [B, S]
+
+    def __getitem__(self, tensor: str) -> int:
+        """The address of a tensor."""
+        return self.blocks[tensor].address
 
 
 class Lane:
@@ -186,7 +187,7 @@ class Lane:
 
         def work() -> None:
             self._ask(call, is_full=is_full)
-            self.driver.launch("advance", self.size, self.frame.address, call.score.address if is_full else 0)
+            self.driver.launch("advance", self.size, self.frame.address, call["score"] if is_full else 0)
 
         if key not in self._launches:
             self._launches[key] = None
@@ -229,12 +230,12 @@ class Lane:
     def _ask(self, call: Call, *, is_full: bool) -> None:
         """Ask the network and renew what is cached, as far as the mask goes."""
         launch, frame, rows = self.driver.launch, self.frame.address, self.batch * call.tokens
-        launch("gather", self.size, frame, call.tokens, call.token.address, call.z.address, call.t.address)
+        launch("gather", self.size, frame, call.tokens, call["token"], call["z"], call["t"])
         for context in call.contexts[self.direction]:
             context.enqueue()
         if is_full and self.keeps_surprise:
-            launch("surprise", self.batch, frame, call.z.address, call.score.address)
-        launch("settle", rows, frame, call.tokens, call.token.address, call.z.address, call.score.address)
+            launch("surprise", self.batch, frame, call["z"], call["score"])
+        launch("settle", rows, frame, call.tokens, call["token"], call["z"], call["score"])
 
     def _hold(self, hold: Hold) -> None:
         """Hold what a decision says instead of what a full refresh made; its call still has the z of that step."""
@@ -245,7 +246,7 @@ class Lane:
                 self._holds.clear()
             self._holds[hold] = self.driver.allocate(hold.tables.nbytes)
             self.driver.upload(self._holds[hold].address, hold.tables)
-        self.driver.launch("hold", self.size, self.frame.address, self._call(None).z.address, self._holds[hold].address)
+        self.driver.launch("hold", self.size, self.frame.address, self._call(None)["z"], self._holds[hold].address)
 
     def _swap(self) -> None:
         if self.caches[0]:
@@ -267,7 +268,7 @@ class Lane:
             wanted = np.stack([padded(own, size) for own in wanted])
         if not np.array_equal(call.selected, wanted):
             call.selected = np.ascontiguousarray(wanted, np.int64)
-            self.driver.upload(call.token.address, call.selected)
+            self.driver.upload(call["token"], call.selected)
         return call
 
     def _prepare(self, tokens: int) -> Call:
@@ -283,8 +284,7 @@ class Lane:
             [self._context(part, tokens, blocks, direction) for part in self._parts]
             for direction in range(2 if self.caches[0] else 1)
         )
-        named = {name: blocks[name] for name in ("z", "t", "token", "score")}
-        return Call(tokens, **named, contexts=contexts, selected=np.empty((0, 0), np.int64))
+        return Call(tokens, blocks, contexts, selected=np.empty((0, 0), np.int64))
 
     def _context(self, part: Part, tokens: int, blocks: dict[str, Block], direction: int) -> Context:
         context = self._backend.context(part.graph, self.batch, tokens)
