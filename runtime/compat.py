@@ -80,10 +80,10 @@ class DiffusionSampler:
 
         steps = DEFAULT_STEPS if num_diffusion_steps is None else num_diffusion_steps
         cache = cache_for(self.score_model, self._cache_kwargs, steps, self._solver) if self.use_cache else None
-        with steps_progress(num_samples, self.sample_batch_size, steps) as on_step:
+        with steps_progress(num_samples, self.sample_batch_size, steps) as on_progress:
             drawn = self.score_model.sample(
                 num_samples, steps=steps, solver=self._solver, grid=DEFAULT_GRID, seed=self._seed,
-                batch_size=self.sample_batch_size, cache=cache, on_step=on_step, first_sample=self._drawn,
+                batch_size=self.sample_batch_size, cache=cache, on_progress=on_progress, first_sample=self._drawn,
             )  # fmt: skip
         self._drawn += num_samples
         self.stats = drawn.stats

@@ -1,8 +1,4 @@
-"""Progress on a terminal, for what takes longer than a glance; quiet where nobody watches.
-
-A bar of steps is told of every one of them. So those that need no network are taken one by one, not together: on a
-terminal a model whose network is cheap may sample at half its speed. The benches time without a bar.
-"""
+"""Progress on a terminal, for what takes longer than a glance; quiet where nobody watches."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +6,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from runtime.sampler import OnStep, StepInfo
+from runtime.sampler import OnProgress
 
-_UPDATE_EVERY = 10  # steps; moving a bar takes longer than a step without the network
+_UPDATE_EVERY = 10  # steps at least; moving a bar takes longer than a step without the network
 
 
 @contextmanager
-def steps_progress(num_samples: int, batch_size: int, num_steps: int) -> Iterator[OnStep | None]:
-    """A callback for `Model.sample(on_step=...)` that moves a bar, or None where nobody watches."""
+def steps_progress(num_samples: int, batch_size: int, num_steps: int) -> Iterator[OnProgress | None]:
+    """A callback for `Model.sample(on_progress=...)` that moves a bar, or None where nobody watches."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
@@ -32,11 +28,16 @@ def steps_progress(num_samples: int, batch_size: int, num_steps: int) -> Iterato
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=-(-num_samples // batch_size) * num_steps)
 
-        def on_step(info: StepInfo) -> None:
-            if (info.index + 1) % _UPDATE_EVERY == 0:
-                bar.advance(task, _UPDATE_EVERY)
+        waiting = 0
 
-        yield on_step
+        def on_progress(steps: int) -> None:
+            nonlocal waiting
+            waiting += steps
+            if waiting >= _UPDATE_EVERY:
+                bar.advance(task, waiting)
+                waiting = 0
+
+        yield on_progress
 
 
 @contextmanager

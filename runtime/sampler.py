@@ -81,6 +81,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 OnStep = Callable[[StepInfo], None]
+OnProgress = Callable[[int], None]  # how many more solver steps of a batch are done
 
 
 class Model:
@@ -162,13 +163,15 @@ class Model:
         batch_size: int = 64,
         cache: Cache | Auto | None = Auto.AUTO,
         on_step: OnStep | None = None,
+        on_progress: OnProgress | None = None,
         first_sample: int = 0,
     ) -> Samples:
         """Draw samples first_sample .. first_sample + n - 1 of the seed.
 
         `cache` left out is the bundle's plan, else `E2CRF()`; `cache=None` is the uncached sampler. Steps, solver
         and time grid left out are those of the plan, else 1000, ancestral and uniform. `on_step` is called after
-        every solver step; without it, steps that need no network are taken together. Raises an `OptionError` for
+        every solver step; without it, steps that need no network are taken together. `on_progress` is told how many
+        were, and costs nothing of that. Raises an `OptionError` for
         a value that cannot be meant (a `PlanError` for a plan that is broken or of other settings), a
         `BackendError` when the backend fails, and on Ctrl-C `Interrupted` with the finished batches. Warns
         (`CacheWarning`) where a cache never reused or never refreshed.
@@ -180,7 +183,7 @@ class Model:
         require(0 <= first_sample <= 2**63 - 1 - n, "first_sample must not be negative, nor the last one above 2^63",
                 first_sample, "0 is the default")  # fmt: skip
         settings = self.settings(steps, solver, grid, cache)
-        run = _Run(self, settings, seed, on_step)
+        run = _Run(self, settings, seed, on_step, on_progress)
         begun = time.perf_counter()
         batches: list[NDArray[np.float32]] = []
         with np.errstate(over="ignore", invalid="ignore"):  # a sample that diverges is counted, not warned of
@@ -259,10 +262,13 @@ class Settings:
 class _Run:
     """One `sample` call: what its batches have in common."""
 
-    def __init__(self, model: Model, settings: Settings, seed: int, on_step: OnStep | None) -> None:
+    def __init__(
+        self, model: Model, settings: Settings, seed: int, on_step: OnStep | None, on_progress: OnProgress | None
+    ) -> None:
         cache = settings.cache
         reuse = parse_word(Reuse, cache.reuse, "reuse mode")
-        self._model, self._seed, self._on_step, self._cache = model, seed, on_step, cache
+        self._model, self._seed, self._cache = model, seed, cache
+        self._on_step, self._on_progress = on_step, on_progress
         tables = model.schedule(settings.solver, settings.steps, settings.grid, reuse)
         self._schedule, self._leaps, self._steps = tables
         self._policy = cache.concrete(model.facts.tokens, self._steps)
@@ -317,6 +323,8 @@ class _Run:
             step, event = self._steps[i], _event_of(decisions)
             size, z, data = trajectory.batch, trajectory.z, trajectory.data
             self._on_step(StepInfo(first, size, i, step.num_steps, step.t, event, z, data))
+        if self._on_progress is not None:
+            self._on_progress(j - i)
         return j
 
 

@@ -1,8 +1,9 @@
 """A GPU made of host memory: what the TensorRT backend asks of its driver is written down, checked and carried out.
 
 Kernels are the real source, compiled by the host's C compiler; engines run their ONNX graph in ONNX Runtime. Fresh
-memory is full of NaN, and so is memory again that nobody holds any more. What a GPU would not forgive is an assertion here: an address outside any block or not
-aligned, an output where an input lies, a shape outside the profile, a copy from or to the host within a capture.
+memory is full of NaN, and so is memory again that nobody holds any more. What a GPU would not forgive is an assertion
+here: an address outside any block or not aligned, an output where an input lies, a copy from or to the host within a
+capture, a shape outside the profile of its engine.
 """
 
 import ctypes
@@ -32,6 +33,7 @@ from runtime.backends.tensorrt import TensorrtBackend
 GPU = Gpu("NVIDIA H200", (9, 0), 13000)
 LIBRARY = "11.4.0"
 _TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+Bounds = dict[str, tuple[tuple[int, ...], ...]]  # of a profile: least, best and largest shape, by input
 
 
 def compiled_kernels(folder: Path) -> ctypes.CDLL:
@@ -60,7 +62,9 @@ def write_engines(
         for name, graph in graphs_to_build(manifest, recipe.parts).items():
             profiles = profiles_of(graph, recipe, manifest.network.num_tokens)
             made = Ingredients(name, digest or graph.digest, recipe.flavor, library, target, recipe.tf32, profiles)
-            store.write(made, json.dumps({"graph": name, "file": str(bundle / graph.file)}).encode(), 0.0)
+            bounds = [profile.shapes(graph) for profile in profiles]
+            engine = {"graph": name, "file": str(bundle / graph.file), "profiles": bounds}
+            store.write(made, json.dumps(engine).encode(), 0.0)
 
 
 def open_recorded(bundle: Path, kernels: ctypes.CDLL, **options: Any) -> tuple[TensorrtBackend, "RecordingDriver"]:
@@ -187,7 +191,7 @@ class RecordingDriver:
     def load(self, engine: bytes) -> "RecordedEngine":
         made = json.loads(engine)
         self.log.append(("load", made["graph"]))
-        return RecordedEngine(self, made["graph"], made["file"])
+        return RecordedEngine(self, made["graph"], made["file"], made["profiles"])
 
     def run_engine(self, name: str, file: str, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         if name not in self.sessions:
@@ -214,22 +218,26 @@ class Moment:
 
 
 class RecordedEngine:
-    def __init__(self, driver: RecordingDriver, name: str, file: str) -> None:
-        self._driver, self.name, self.file = driver, name, file
+    def __init__(self, driver: RecordingDriver, name: str, file: str, profiles: list[Bounds]) -> None:
+        self._driver, self.name, self.file, self._profiles = driver, name, file, profiles
 
     def context(self, profile: int) -> "RecordedContext":
         self._driver.log.append(("context", self.name, profile))
-        return RecordedContext(self._driver, self.name, self.file, profile)
+        return RecordedContext(self._driver, self.name, self.file, profile, self._profiles[profile])
 
 
 class RecordedContext:
-    def __init__(self, driver: RecordingDriver, name: str, file: str, profile: int) -> None:
+    def __init__(self, driver: RecordingDriver, name: str, file: str, profile: int, bounds: Bounds) -> None:
         self._driver, self.name, self._file, self._profile = driver, name, file, profile
+        self._bounds = bounds
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        assert name in {tensor.name for tensor in self._driver.graphs[self.name].inputs}
+        least, _, largest = self._bounds[name]
+        assert len(shape) == len(least)
+        fits = all(low <= size <= high for low, size, high in zip(least, shape, largest, strict=True))
+        assert fits, f"{name} {shape} is outside profile {self._profile} of {self.name}: {least} to {largest}"
         self._shapes[name] = shape
 
     def set_address(self, name: str, address: int) -> None:

@@ -258,6 +258,40 @@ def test_a_step_is_one_launch_and_nothing_crosses_over(opened: tuple[Model, Reco
     assert "allocate" not in kinds
 
 
+def test_engines_of_parts_are_captured_and_replayed_as_one(bundle: Path, kernels: ctypes.CDLL) -> None:
+    backend, driver = open_recorded(bundle, kernels)
+    with Model(read_manifest(bundle), backend, graphs="split") as model:
+        model.sample(3, steps=STEPS, cache=None, batch_size=3)
+    captured = [entry[2] for entry in driver.log if entry[0] == "captured"]
+    assert captured == ["gather", "embed", "layer_00", "layer_01", "head", "settle", "advance"] * 2
+    assert [entry[1] for entry in driver.log if entry[0] == "replay"] == [0, 1] * 11
+
+
+@pytest.mark.parametrize("refresh", [5, 8])
+def test_engines_of_parts_keep_keys_and_values_of_tokens_in_buckets(
+    bundle: Path, kernels: ctypes.CDLL, refresh: int
+) -> None:
+    backend, driver = open_recorded(bundle, kernels)
+    with Model(read_manifest(bundle), backend, graphs="split") as model:
+        found = assert_same(model, bundle, cache=E2CRF(R=refresh, K=2, low_every=2, alpha_prior=0.0))
+    assert found.stats.event_counts["low"] > 0
+    assert {0, 2} <= {entry[entry.index("enqueue") + 2] for entry in driver.log if "enqueue" in entry}
+
+
+def test_a_bar_costs_no_copy_and_no_launch(opened: tuple[Model, RecordingDriver], bundle: Path) -> None:
+    """It hears of all steps, runs of steps without the network at once."""
+    model, driver = opened
+    plan, done = plan_of(bundle), list[int]()
+    logs = []
+    for on_progress in (None, None, done.append):
+        before = len(driver.log)
+        model.sample(4, batch_size=2, cache=plan, on_progress=on_progress)
+        logs.append([entry[:2] for entry in driver.log[before:]])
+    assert logs[1] == logs[2]
+    assert done == [3, 1, 6, 1, 6, 1, 6] * 2
+    assert sum(done) == 2 * STEPS
+
+
 def test_caches_change_places_at_every_call(opened: tuple[Model, RecordingDriver]) -> None:
     model, driver = opened
     model.sample(2, steps=6, cache=None, batch_size=2)

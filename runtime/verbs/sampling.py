@@ -73,10 +73,10 @@ def sample(
                  "first_sample": first_sample, "steps": settings.steps, "solver": settings.solver,
                  "grid": settings.grid, "cache": None if cache is None else settings.facts}  # fmt: skip
         try:
-            with steps_progress(num_samples, batch_size, settings.steps) as on_step:
+            with steps_progress(num_samples, batch_size, settings.steps) as on_progress:
                 drawn = model.sample(
                     num_samples, steps=settings.steps, solver=settings.solver, grid=settings.grid, seed=seed,
-                    batch_size=batch_size, cache=settings.cache, on_step=on_step, first_sample=first_sample,
+                    batch_size=batch_size, cache=settings.cache, on_progress=on_progress, first_sample=first_sample,
                 )  # fmt: skip
         except Interrupted as stop:
             _keep(stop.samples, out, facts)
