@@ -3,12 +3,13 @@
     python -m bench.gpu_check --out gpu-check          # writes gpu-check.json and gpu-check.md there
 
 Nothing is downloaded: the model has the published size and random weights, which cost what trained ones cost. The
-CPU says what is right: scores, then the latents of a 50-step trajectory under the same noise. Each contender then
-has a process of its own, since one process takes one flavour of TensorRT, and one that breaks must not take the
-others along; whoever cannot run here says why in one sentence. A cell is whole trajectories, from noise to series,
-timed by device events (without cuda.core by the clock); `call` is the network call within (TensorRT: by device events,
-too; others: by the clock, copies and launch included), `rest` what a step costs beside it, `faster` is over PyTorch
-eager uncached in the same batch.
+CPU says what is right: scores, then the latents of 50-step trajectories under the same noise: uncached, by a fitted
+plan, and with some tokens computed against cached keys and values. Each contender then has a process of its own, since
+one process takes one flavour of TensorRT, and one that breaks must not take the others along; whoever cannot run here
+says why in one sentence, and whoever takes too long is told by the cells that it finished. A cell is whole
+trajectories, from noise to series, timed by device events (without cuda.core by the clock); `call` is the network call
+within (TensorRT: by device events, too; others: by the clock, copies and launch included), `rest` what a step costs
+beside it, `faster` is over PyTorch eager uncached with as many steps in the same batch.
 
 The check fails if a contender that runs is off by more than the tolerances (float32 without TF32, sums in another
 order, and the same rounding over 50 steps), before it was timed or after, and if none runs at all.
@@ -42,35 +43,40 @@ from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import read_checkpoint
 from export.manifest import read_manifest
 from runtime.cache.hold import LinearHold
+from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Reuse
 from runtime.doctor import examine
 from runtime.errors import BackendError, BackendWarning, parse_word
 from runtime.sampler import Model, load
+from runtime.score import has_kv
 from runtime.sde import VP
 from train.checkpoint import KEY, ModelFacts
 from train.networks import NetworkOptions, network_from_options
 
-STEPS = 50
-REFRESHES = (5, 20, 35, 45)
+STEPS, MANY_STEPS = 50, 1000  # the second in batches of one alone
+REFRESHES = (5, 20, 35, 45)  # of 50 steps
+BUCKET = 8  # tokens that engines take beside all of them
 BATCHES = (1, 16, 256)
 SCORE_TOLERANCE, TRAJECTORY_TOLERANCE = 1e-4, 1e-3  # of the largest value
 PUBLISHED = NetworkOptions(num_tokens=187, num_channels=1, dropout=0.0)
 LIMIT_S = 460.0  # for all of it
 CELL_S = 3.0  # of one cell
 _SLOWEST_S = 150.0  # of one contender, building included
+_RESERVED_S = 25.0  # for each that is still to come
+_REPEATS = {STEPS: 10, MANY_STEPS: 3}  # of a cell, at least
 _FINDING = '{"name": '  # how the line begins that a process of its own ends with
 Clock = Callable[[Callable[[], object]], float]
 
 
 class Contender(StrEnum):
-    """Who is measured."""
+    """Who is measured, in this order."""
 
     EAGER = "pytorch-eager"
-    COMPILED = "pytorch-compiled"  # with CUDA graphs
-    ORT = OnGpu.ORT.value
     TENSORRT = OnGpu.TENSORRT.value
+    ORT = OnGpu.ORT.value
     RTX = OnGpu.RTX.value
+    COMPILED = "pytorch-compiled"  # with CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class Cell:
     """Trajectories of one batch size, uncached or with a plan."""
 
     batch: int
+    steps: int
     mode: str
     repeats: int
     p50_ms: float
@@ -98,6 +105,7 @@ class Finding:
     score_error: float = float("nan")  # against the CPU, of the largest value
     trajectory_error: float = float("nan")
     cells: list[Cell] = field(default_factory=list)
+    is_whole: bool = False  # all cells, and held against the CPU again
 
     @property
     def verdict(self) -> str:
@@ -133,7 +141,7 @@ def make_model(folder: Path, options: NetworkOptions = PUBLISHED) -> Path:
 
 
 def _computed(model: Model) -> dict[str, NDArray[np.float32]]:
-    """Scores at some times, and the latents of trajectories: two uncached, two of a plan with a made-up fit."""
+    """Scores at some times, and the latents of trajectories: uncached, of a plan with a made-up fit, of cached K/V."""
     network, rng = model.manifest.network, np.random.default_rng(0)
     shape = (network.num_tokens, network.num_channels)
     score = model.score(rng.standard_normal((2, *shape)).astype(np.float32), np.array([0.2, 0.8], np.float32))
@@ -141,11 +149,16 @@ def _computed(model: Model) -> dict[str, NDArray[np.float32]]:
     fit = tuple(LinearHold(*(usual + 0.05 * rng.standard_normal((4, *shape))).astype(np.float32)) for _ in REFRESHES)
     fitted = replace(_plan_of(model), reuse=Reuse.RESIDUAL_FITTED, fit=fit)
     uncached = model.sample(2, steps=STEPS, solver="ancestral", cache=None)
-    return {"score": score, "trajectory": uncached.z, "plan": model.sample(2, cache=fitted).z}
+    found = {"score": score, "trajectory": uncached.z, "plan": model.sample(2, cache=fitted).z}
+    if has_kv(model.backend):
+        lows = E2CRF(R=10, K=2, low_every=3, alpha_prior=0.1)
+        found["cached"] = model.sample(2, steps=STEPS, solver="ddim", cache=lows).z
+    return found
 
 
-def _plan_of(model: Model) -> Plan:
-    return Plan(source_digest=model.manifest.source.digest, steps=STEPS, solver="ddim", refreshes=REFRESHES)
+def _plan_of(model: Model, steps: int = STEPS) -> Plan:
+    refreshes = tuple(step * steps // STEPS for step in REFRESHES)
+    return Plan(source_digest=model.manifest.source.digest, steps=steps, solver="ddim", refreshes=refreshes)
 
 
 def open_contender(contender: Contender, folder: Path) -> Model:
@@ -158,7 +171,7 @@ def open_contender(contender: Contender, folder: Path) -> Model:
         backend = TorchGpu(network, is_compiled=contender is Contender.COMPILED)
         return Model(read_manifest(bundle), backend)
     one = OnGpu(contender)
-    one.build(bundle, max(BATCHES), best_batch=16)
+    one.build(bundle, max(BATCHES), best_batch=16, buckets=(BUCKET,))
     return one.open(bundle)
 
 
@@ -194,21 +207,41 @@ def host_clock(work: Callable[[], object]) -> float:
 
 
 def examine_contender(
-    name: str, model: Model, folder: Path, clock: Clock, *, cell_s: float = CELL_S, batches: tuple[int, ...] = BATCHES
+    name: str,
+    model: Model,
+    folder: Path,
+    clock: Clock,
+    *,
+    cell_s: float = CELL_S,
+    batches: tuple[int, ...] = BATCHES,
+    many_steps: int = MANY_STEPS,
+    tell: Callable[[Finding], None] = lambda finding: None,
 ) -> Finding:
-    """Hold a contender against the CPU, time it, and hold it against the CPU again, when all is captured."""
+    """Hold a contender against the CPU, time it, and hold it against the CPU again, when all is captured.
+
+    `tell` hears what is known so far after every cell.
+    """
+    settings = [(batch, STEPS) for batch in batches] + ([(1, many_steps)] if 1 in batches else [])
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", BackendWarning)
-        errors, plan = _errors(model, folder), _plan_of(model)
-        cells = [_cell(model, clock, batch, mode, cache, cell_s)
-                 for batch in batches for mode, cache in (("uncached", None), ("plan", plan))]  # fmt: skip
+
+        def finding(errors: dict[str, float], cells: list[Cell]) -> Finding:
+            notes = [str(one.message) for one in warned if issubclass(one.category, BackendWarning)]
+            if clock is host_clock:
+                notes.append(
+                    "timed by the clock of the host: cuda.core is missing or too old, pip install 'e2crf[gpu]'"
+                )
+            trajectory = float(np.max([error for what, error in errors.items() if what != "score"]))  # NaN stays
+            return Finding(name, "", tuple(dict.fromkeys(notes)), errors["score"], trajectory, cells)
+
+        errors, cells = _errors(model, folder), list[Cell]()
+        for batch, steps in settings:
+            for mode, cache in (("uncached", None), ("plan", _plan_of(model, steps))):
+                cells.append(_cell(model, clock, batch, steps, mode, cache, cell_s))
+                tell(finding(errors, list(cells)))
         again = _errors(model, folder)
-    worst = {what: float(np.maximum(error, again[what])) for what, error in errors.items()}  # NaN stays
-    notes = [str(one.message) for one in warned if issubclass(one.category, BackendWarning)]
-    if clock is host_clock:
-        notes.append("timed by the clock of the host: cuda.core is missing or too old, pip install 'e2crf[gpu]'")
-    trajectory = float(np.maximum(worst["trajectory"], worst["plan"]))
-    return Finding(name, "", tuple(dict.fromkeys(notes)), worst["score"], trajectory, cells)
+        worst = {what: float(np.maximum(error, again[what])) for what, error in errors.items()}  # NaN stays
+        return replace(finding(worst, cells), is_whole=True)
 
 
 def _errors(model: Model, folder: Path) -> dict[str, float]:
@@ -220,21 +253,21 @@ def _errors(model: Model, folder: Path) -> dict[str, float]:
         }
 
 
-def _cell(model: Model, clock: Clock, batch: int, mode: str, cache: Plan | None, cell_s: float) -> Cell:
+def _cell(model: Model, clock: Clock, batch: int, steps: int, mode: str, cache: Plan | None, cell_s: float) -> Cell:
     def sample() -> None:
-        drawn.append(model.sample(batch, steps=STEPS, solver="ddim", cache=cache, batch_size=batch).stats)
+        drawn.append(model.sample(batch, steps=steps, solver="ddim", cache=cache, batch_size=batch).stats)
         del drawn[:-1]
 
     drawn: list[Any] = []
     for _ in range(2):  # contexts, captures, compilation
         sample()
     taken, begun = [clock(sample)], time.perf_counter()
-    while len(taken) < 10 or (len(taken) < 300 and time.perf_counter() - begun < cell_s):
+    while len(taken) < _REPEATS.get(steps, 1) or (len(taken) < 300 and time.perf_counter() - begun < cell_s):
         taken.append(clock(sample))
     work = drawn[0].work
     p50, p90, p99 = (float(np.quantile(taken, q)) * 1e3 for q in (0.5, 0.9, 0.99))
     call = work.seconds / work.calls * 1e3
-    return Cell(batch, mode, len(taken), p50, p90, p99, call, (p50 - work.seconds * 1e3) / STEPS, _gpu_state())
+    return Cell(batch, steps, mode, len(taken), p50, p90, p99, call, (p50 - work.seconds * 1e3) / steps, _gpu_state())
 
 
 def _gpu_state() -> str:
@@ -250,17 +283,28 @@ def run_apart(contender: Contender, folder: Path, limit_s: float) -> Finding:
     command = [sys.executable, "-m", "bench.gpu_check", "--one", contender, "--out", str(folder)]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, limit_s))
-    except subprocess.TimeoutExpired:
-        return Finding(contender, f"took longer than the {limit_s:.0f} s that were left for it")
-    for line in reversed(ran.stdout.splitlines()):  # also of a process that broke only when it ended
+    except subprocess.TimeoutExpired as error:
+        late = f"took longer than the {limit_s:.0f} s that were left for it"
+        said = error.stdout or b""  # bytes, whatever was asked for
+        found = _told(said.decode("utf-8", "replace") if isinstance(said, bytes) else said)
+        return Finding(contender, late) if found is None else replace(found, notes=(*found.notes, late))
+    if (found := _told(ran.stdout)) is not None and (ran.returncode == 0 or found.is_whole):
+        return found
+    words, ended = ran.stderr.strip().splitlines(), f"ended with code {ran.returncode}"
+    if words and ran.returncode in (1, 2):
+        return Finding(contender, words[-1].removeprefix("error: "))
+    return Finding(contender, ": ".join([ended, *words[-1:]]))
+
+
+def _told(printed: str) -> Finding | None:
+    """The last finding that a process printed, also where it broke only when it ended."""
+    for line in reversed(printed.splitlines()):
         if line.startswith(_FINDING):
-            value = json.loads(line)
-            cells, notes = [Cell(**cell) for cell in value["cells"]], tuple(value["notes"])
-            return Finding(**(value | {"cells": cells, "notes": notes}))
-    said, ended = ran.stderr.strip().splitlines(), f"ended with code {ran.returncode}"
-    if said and ran.returncode in (1, 2):
-        return Finding(contender, said[-1].removeprefix("error: "))
-    return Finding(contender, ": ".join([ended, *said[-1:]]))
+            with suppress(ValueError):  # half a line
+                value = json.loads(line)
+                cells, notes = [Cell(**cell) for cell in value["cells"]], tuple(value["notes"])
+                return Finding(**(value | {"cells": cells, "notes": notes}))
+    return None
 
 
 def check(tell: Callable[[str], None]) -> Report:
@@ -275,9 +319,9 @@ def check(tell: Callable[[str], None]) -> Report:
     with tempfile.TemporaryDirectory() as name:
         tell("a model, and what the CPU computes with it")
         folder, findings = make_model(Path(name)), []
-        for contender in Contender:
+        for place, contender in enumerate(Contender, 1):
             tell(contender)
-            left = LIMIT_S - (time.perf_counter() - begun)
+            left = LIMIT_S - (time.perf_counter() - begun) - _RESERVED_S * (len(Contender) - place)
             findings.append(run_apart(contender, folder, min(_SLOWEST_S, left)))
     return Report(machine, doctor, findings, time.perf_counter() - begun)
 
@@ -285,7 +329,7 @@ def check(tell: Callable[[str], None]) -> Report:
 def markdown_of(report: Report) -> str:
     """Verdicts and cells as tables."""
     lines = [
-        f"{report.machine.gpu}; {report.seconds:.0f} s; {STEPS} steps, {len(REFRESHES)} network calls with the plan",
+        f"{report.machine.gpu}; {report.seconds:.0f} s; {len(REFRESHES)} network calls with the plan",
         "",
         "| contender | scores off by | trajectory off by | |",
         "| --- | ---: | ---: | --- |",
@@ -295,16 +339,22 @@ def markdown_of(report: Report) -> str:
     lines += ["", *notes] if notes else []
     lines += [
         "",
-        "| contender | batch | | p50 ms | p90 ms | p99 ms | faster | call ms | rest ms a step | memory, clocks |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| contender | batch | steps | | p50 ms | p90 ms | p99 ms | faster | call ms | rest ms a step | GPU |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    eager = {(c.batch, c.mode): c.p50_ms for f in report.findings if f.name == Contender.EAGER for c in f.cells}
+    eager = {
+        (c.batch, c.steps): c.p50_ms
+        for finding in report.findings
+        if finding.name == Contender.EAGER
+        for c in finding.cells
+        if c.mode == "uncached"
+    }
     for finding in report.findings:
         for c in finding.cells:
-            faster = eager.get((c.batch, "uncached"), float("nan")) / c.p50_ms  # than PyTorch eager, uncached
+            faster = eager.get((c.batch, c.steps), float("nan")) / c.p50_ms  # than PyTorch eager, uncached
             figures = (c.p50_ms, c.p90_ms, c.p99_ms, faster, c.call_ms, c.rest_ms)
             times = " | ".join(f"{value:.3g}" for value in figures)
-            lines.append(f"| {finding.name} | {c.batch} | {c.mode} | {times} | {c.gpu} |")
+            lines.append(f"| {finding.name} | {c.batch} | {c.steps} | {c.mode} | {times} | {c.gpu} |")
     return "\n".join(lines) + "\n"
 
 
@@ -319,7 +369,11 @@ def main(
     if one is not None:
         contender = parse_word(Contender, one, "contender")
         with open_contender(contender, out) as model:
-            print(json.dumps(asdict(examine_contender(contender, model, out, device_clock()))))
+
+            def tell(finding: Finding) -> None:
+                print(json.dumps(asdict(finding)), flush=True)
+
+            tell(examine_contender(contender, model, out, device_clock(), tell=tell))
         return
     report = check(lambda line: print(line, file=sys.stderr, flush=True))
     out.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,11 @@ class OnGpu(StrEnum):
     TENSORRT = "tensorrt"
     RTX = "tensorrt-rtx"
 
-    def build(self, bundle: Path, batch: int, best_batch: int | None = None) -> None:
-        """Build the engine of whole steps for batches up to `batch`; an `EngineError` where that cannot be."""
+    def build(self, bundle: Path, batch: int, best_batch: int | None = None, buckets: tuple[int, ...] = ()) -> None:
+        """Build the engine of steps for batches up to `batch`; an `EngineError` where that cannot be.
+
+        It takes all tokens, and as many as the buckets say.
+        """
         if self is OnGpu.ORT:
             return
         from engines.build import build_engines
@@ -34,7 +37,7 @@ class OnGpu(StrEnum):
         from engines.recipe import Recipe
 
         flavor = Flavor.TENSORRT if self is OnGpu.TENSORRT else Flavor.RTX
-        build_engines(bundle, Recipe(flavor=flavor, batch=batch, best_batch=best_batch, buckets=()))
+        build_engines(bundle, Recipe(flavor=flavor, batch=batch, best_batch=best_batch, buckets=buckets))
 
     def open(self, bundle: Path) -> "Model":
         """The bundle on this backend, which then has this name; a `BackendError` in one sentence where it cannot be."""

@@ -49,13 +49,20 @@ def opened(folder: Path, *, changed: float = 0.0) -> Model:
 
 
 def test_a_contender_is_held_against_the_cpu_and_timed(folder: Path) -> None:
-    found = examine_contender("pytorch-eager", opened(folder), folder, seconds, cell_s=0.0, batches=(1, 3))
+    told = list[Finding]()
+    found = examine_contender(
+        "pytorch-eager", opened(folder), folder, seconds, cell_s=0.0, batches=(1, 3), many_steps=100, tell=told.append
+    )
     assert found.verdict == "right"
     assert 0 < found.score_error < 1e-5
-    assert [(cell.batch, cell.mode) for cell in found.cells] == [
-        (1, "uncached"), (1, "plan"), (3, "uncached"), (3, "plan"),
-    ]  # fmt: skip
-    assert all(cell.p50_ms == cell.p99_ms == pytest.approx(50) and cell.repeats == 10 for cell in found.cells)
+    assert [(cell.batch, cell.steps, cell.mode) for cell in found.cells] == [
+        (batch, steps, mode) for batch, steps in ((1, 50), (3, 50), (1, 100)) for mode in ("uncached", "plan")
+    ]
+    assert all(cell.p50_ms == cell.p99_ms == pytest.approx(50) for cell in found.cells)
+    assert [cell.repeats for cell in found.cells] == [10, 10, 10, 10, 1, 1]
+    assert found.is_whole
+    assert not any(one.is_whole for one in told)
+    assert [len(one.cells) for one in told] == [1, 2, 3, 4, 5, 6]
     assert all(cell.call_ms > 0 for cell in found.cells)
 
 
@@ -68,6 +75,19 @@ def test_the_reference_is_the_cpus(folder: Path) -> None:
     with load(folder / "bundle") as model, np.load(folder / "reference.npz") as reference:
         again = model.sample(2, steps=gpu_check.STEPS, solver="ancestral", cache=None).z
         np.testing.assert_array_equal(again, reference["trajectory"])
+
+
+def test_cached_keys_and_values_are_held_against_the_cpu_where_there_are_any(folder: Path) -> None:
+    """Oracle: the other set of graphs. Tokens that are computed alone make other series than all of them do."""
+    with load(folder / "bundle", graphs="split", threads=1) as model:
+        found = gpu_check._computed(model)
+        errors = gpu_check._errors(model, folder)
+    assert set(errors) == {"score", "trajectory", "plan", "cached"}
+    assert max(errors.values()) < 1e-5
+    assert set(gpu_check._errors(opened(folder), folder)) == {"score", "trajectory", "plan"}
+    with load(folder / "bundle", threads=1) as model:
+        every = model.sample(2, steps=gpu_check.STEPS, solver="ddim", cache=None).z
+    assert np.abs(found["cached"] - every).max() > 1e-3 * np.abs(every).max()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -91,7 +111,7 @@ def test_a_process_that_fails_is_a_line_of_the_table(folder: Path) -> None:
     assert f"| pytorch-eager | nan | nan | {finding.reason} |" in table
 
 
-def run_made_up(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> Finding:
+def run_made_up(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str, limit_s: float = 60.0) -> Finding:
     """What is made of a process that runs this Python."""
     real = subprocess.run
 
@@ -99,16 +119,39 @@ def run_made_up(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> Fin
         return real([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(subprocess, "run", run)
-    return gpu_check.run_apart(Contender.EAGER, folder, 60.0)
+    return gpu_check.run_apart(Contender.EAGER, folder, limit_s)
 
 
 def test_a_process_that_breaks_when_it_ends_has_told_what_it_found(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = examine_contender("a", opened(folder), folder, seconds, cell_s=0.0, batches=(1,))
+    found = examine_contender("a", opened(folder), folder, seconds, cell_s=0.0, batches=(1,), many_steps=60)
     line = json.dumps(asdict(replace(found, notes=("slow",))))
     code = f"import os; print({line!r}); print('Failed to load something', flush=True); os.abort()"
     assert run_made_up(monkeypatch, folder, code) == replace(found, notes=("slow",))
+
+
+def test_a_process_that_takes_too_long_has_told_the_cells_that_it_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[Finding]()
+    examine_contender("a", opened(folder), folder, seconds, cell_s=0.0, batches=(3,), tell=told.append)
+    lines = [json.dumps(asdict(one)) for one in told]
+    code = (
+        f"import time; print({lines[0]!r}); print({lines[1]!r}); print({lines[1][:90]!r}, flush=True); time.sleep(60)"
+    )
+    found = run_made_up(monkeypatch, folder, code, limit_s=5.0)
+    assert found == replace(told[1], notes=("took longer than the 5 s that were left for it",))
+    assert found.verdict == "right"
+
+
+def test_a_process_that_breaks_before_its_end_is_told_by_what_broke(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[Finding]()
+    examine_contender("a", opened(folder), folder, seconds, cell_s=0.0, batches=(3,), tell=told.append)
+    code = f"import sys; print({json.dumps(asdict(told[0]))!r}, flush=True); sys.exit('error: out of memory')"
+    assert run_made_up(monkeypatch, folder, code).reason == "out of memory"
 
 
 def test_a_crash_is_told_by_its_code_and_not_by_a_warning_before_it(
@@ -132,7 +175,7 @@ def test_what_a_contender_warns_of_is_kept(folder: Path) -> None:
         warnings.warn("launched one by one", BackendWarning, stacklevel=1)
         return seconds(work)
 
-    found = examine_contender("a", opened(folder), folder, warning, cell_s=0.0, batches=(1,))
+    found = examine_contender("a", opened(folder), folder, warning, cell_s=0.0, batches=(1,), many_steps=60)
     assert found.notes == ("launched one by one",)
 
 
@@ -145,7 +188,7 @@ def test_what_goes_wrong_only_after_the_timing_is_wrong(folder: Path) -> None:
             next(iter(model.backend._network.parameters())).add_(0.1)  # type: ignore[attr-defined]
         return seconds(work)
 
-    assert examine_contender("a", model, folder, breaking, cell_s=0.0, batches=(1,)).verdict == "WRONG"
+    assert examine_contender("a", model, folder, breaking, cell_s=0.0, batches=(1,), many_steps=60).verdict == "WRONG"
     assert calls
 
 
@@ -159,11 +202,11 @@ def test_a_check_that_checked_nothing_fails(
 
 
 def test_the_table_holds_every_cell(folder: Path) -> None:
-    found = examine_contender("a", opened(folder), folder, seconds, cell_s=0.0, batches=(1,))
+    found = examine_contender("a", opened(folder), folder, seconds, cell_s=0.0, batches=(1,), many_steps=100)
     eager = replace(found, name=Contender.EAGER, cells=[replace(cell, p50_ms=150.0) for cell in found.cells])
     lines = markdown_of(Report(describe_machine(), "", [eager, found], 3.0)).splitlines()
-    assert [line.split("|")[7] for line in lines[-4:]] == [" 1 ", " 1 ", " 3 ", " 3 "]  # over eager, uncached
-    assert [line.split("|")[1:5] for line in lines[-2:]] == [
-        [" a ", " 1 ", " uncached ", " 50 "], [" a ", " 1 ", " plan ", " 50 "],
-    ]  # fmt: skip
+    assert [line.split("|")[8] for line in lines[-8:]] == [" 1 "] * 4 + [" 3 "] * 4  # over eager, uncached
+    assert [line.split("|")[1:6] for line in lines[-4:]] == [
+        [" a ", " 1 ", f" {steps} ", f" {mode} ", " 50 "] for steps in (50, 100) for mode in ("uncached", "plan")
+    ]
     assert isinstance(found, Finding)
