@@ -309,13 +309,13 @@ def _told(printed: str) -> Finding | None:
 
 def check(tell: Callable[[str], None]) -> Report:
     """All of it; a `BackendError` without a GPU."""
-    if visible_gpu() is None:
+    if (gpu := visible_gpu()) is None:
         raise BackendError(
             "gpu-check needs an NVIDIA GPU and its driver, and none was found here; run it on the machine with the "
             "GPU, `make test` checks the rest here"
         )
     begun, machine = time.perf_counter(), describe_machine()
-    doctor = "\n".join((examine()[1], examine_engines()[1]))
+    doctor = "\n".join((examine(gpu.target)[1], examine_engines(gpu)[1]))
     with tempfile.TemporaryDirectory() as name:
         tell("a model, and what the CPU computes with it")
         folder, findings = make_model(Path(name)), []

@@ -19,6 +19,7 @@ from engines.store import Entry, Record, Store
 from export.manifest import Graph, check_graph_file, read_manifest
 
 Tell = Callable[[str], None]
+_KEPT_PARTS = ("embed", "head")  # stay in float32 in every precision
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ def build_engines(bundle: Path, recipe: Recipe, tell: Tell = lambda line: None) 
         )
         title = f"{name}, engine {position} of {len(graphs)}"
         tell(title)
-        outcomes.append(_make(toolkit, store, bundle / graph.file, graph, ingredients, _under(title, tell)))
+        precision = "fp32" if name in _KEPT_PARTS else manifest.precision
+        outcomes.append(_make(toolkit, store, bundle / graph.file, graph, ingredients, precision, _under(title, tell)))
     return outcomes
 
 
-def _make(toolkit: Toolkit, store: Store, path: Path, graph: Graph, ingredients: Ingredients, tell: Tell) -> Outcome:
+def _make(
+    toolkit: Toolkit, store: Store, path: Path, graph: Graph, ingredients: Ingredients, precision: str, tell: Tell
+) -> Outcome:
     if (kept := _whole(store.find(ingredients.key))) is not None:
         return Outcome(kept, built=False, reason="")
     with store.lock(tell):
@@ -67,7 +71,7 @@ def _make(toolkit: Toolkit, store: Store, path: Path, graph: Graph, ingredients:
             return Outcome(kept, built=False, reason="")
         begun = time.perf_counter()
         engine = engine_bytes(toolkit, path, graph, ingredients, tell)
-        record = store.write(ingredients, engine, time.perf_counter() - begun)
+        record = store.write(ingredients, engine, time.perf_counter() - begun, precision)
     return Outcome(record, built=True, reason="new" if found is None else found.fault)
 
 

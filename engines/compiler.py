@@ -42,6 +42,8 @@ def engine_bytes(toolkit: Toolkit, path: Path, graph: Graph, ingredients: Ingred
             if monitor.is_stopped:
                 raise KeyboardInterrupt from error
             raise EngineError(_failure(toolkit, ingredients, heard, str(error))) from error
+        except (RuntimeError, TypeError) as error:  # of the library's own bindings: numbers that it does not take
+            raise EngineError(_failure(toolkit, ingredients, heard, str(error))) from error
     return bytes(engine)
 
 

@@ -1,14 +1,16 @@
 """Engines in words: what `inspect` says of those in a bundle, and `doctor` of what this machine can build and run."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from engines.build import Outcome
 from engines.flavor import Flavor, installed_version
-from engines.gpu import Gpu, visible_gpu
+from engines.gpu import Gpu
 from engines.store import Entry, Store
 from export.manifest import Manifest
 
+_AMPERE = (8, 0)  # the first that TensorRT-RTX runs on
 _DATA_CENTRE = ((9, 0), (10, 0), (10, 3))  # Hopper and Blackwell, which TensorRT-RTX leaves to TensorRT
 
 
@@ -32,7 +34,7 @@ def _row(entry: Entry, manifest: Manifest) -> dict[str, Any]:
         "key": entry.key,
         "state": "ready" if is_ours else "of a graph that this bundle no longer has; delete its folder",
         "graph": made.graph,
-        "precision": manifest.precision + (" tf32" if made.tf32 else ""),
+        "precision": entry.record.precision + (" tf32" if made.tf32 else ""),
         "profiles": [{"tokens": profile.tokens, "batch": profile.batch} for profile in made.profiles],
         "size": entry.record.size,
         "seconds": entry.record.seconds,
@@ -69,15 +71,15 @@ def outcomes_in_words(outcomes: list[Outcome]) -> tuple[dict[str, Any], str]:
     return facts, "\n".join(lines)
 
 
-def examine_engines() -> tuple[dict[str, Any], str]:
+def examine_engines(gpu: Gpu | None) -> tuple[dict[str, Any], str]:
     """What can be built and run here, by flavour, and what to install for the rest; imports neither library."""
-    gpu = visible_gpu()
     facts: dict[str, Any] = {"gpu": None if gpu is None else gpu.target}
     lines = ["engines"]
     for flavor in Flavor:
         version, fits = installed_version(flavor), gpu is not None and _fits(flavor, gpu)
+        lacks_core = fits and not _has_cuda_core()
         builds = version is not None and (flavor is Flavor.RTX or gpu is not None)
-        facts[flavor] = {"version": version, "builds": builds, "runs": version is not None and fits}
+        facts[flavor] = {"version": version, "builds": builds, "runs": version is not None and fits and not lacks_core}
         if version is None:
             words = f"lacks {flavor.product}; pip install 'e2crf[{flavor}]'"
         elif not builds:
@@ -85,6 +87,7 @@ def examine_engines() -> tuple[dict[str, Any], str]:
         else:
             other = "there is no GPU here" if gpu is None else f"the GPU here, {gpu.target}, takes those of tensorrt"
             where = "and runs them here" if fits else f"for other machines: {other}"
+            where = "and lacks cuda.core to run them; pip install 'e2crf[gpu]'" if lacks_core else where
             words = f"{flavor.product} {version} builds engines {where}"
         lines.append(f"  {flavor:<8} {words}")
     return facts, "\n".join(lines)
@@ -92,4 +95,11 @@ def examine_engines() -> tuple[dict[str, Any], str]:
 
 def _fits(flavor: Flavor, gpu: Gpu) -> bool:
     """Whether a GPU runs engines of a flavour."""
-    return flavor is Flavor.TENSORRT or gpu.capability not in _DATA_CENTRE
+    return flavor is Flavor.TENSORRT or (gpu.capability >= _AMPERE and gpu.capability not in _DATA_CENTRE)
+
+
+def _has_cuda_core() -> bool:
+    try:
+        return importlib.util.find_spec("cuda.core") is not None
+    except ModuleNotFoundError:  # of the package that it lies in
+        return False

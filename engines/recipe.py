@@ -14,6 +14,8 @@ from export.manifest import Graph, Manifest
 
 BUCKETS = (8, 32, 128)  # and N
 
+_MOST = 65_536  # samples; what a caller of TensorRT multiplies it with must stay below 2^31
+
 Shape = tuple[int, ...]
 
 
@@ -44,6 +46,8 @@ class Recipe:
                 f"the largest batch must be at least 1 and the best batch between, found {self.batch} and {best}; "
                 "64 is the default"
             )
+        if self.batch > _MOST:
+            raise RecipeError(f"the largest batch must be at most {_MOST:,}, found {self.batch:,}; 64 is the default")
         if any(size < 1 for size in self.buckets):
             raise RecipeError(f"numbers of tokens must be at least 1, found {min(self.buckets)}; leave it out")
 

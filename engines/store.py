@@ -36,6 +36,7 @@ class Record:
     digest: str  # SHA-256 of engine.trt
     size: int  # bytes
     seconds: float  # that building took
+    precision: str = "?"  # of the graph's products; older records do not tell
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ class Store:
     def find(self, key: str) -> Entry | None:
         """The engine of a key, held against its record byte by byte; None if there is nothing."""
         folder = self.folder / key
-        if not folder.exists():
+        if not folder.exists() and not folder.is_symlink():
             return None
         try:
             value = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
             record = record_from_json(Record, value, RECORD_FILE)
             with (folder / ENGINE_FILE).open("rb") as file:
                 size, digest = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-        except (OSError, ValueError, ManifestError) as error:
+        except (OSError, ValueError, RecursionError, ManifestError) as error:
             return Entry(key, None, f"cannot be read ({error})")
         if record.ingredients.key != key:
             return Entry(key, None, f"belongs to {record.ingredients.key}")
@@ -88,9 +89,9 @@ class Store:
             raise EngineError(f"engine {key} in {self.folder} {fault}; build it with `e2crf build`")
         return (self.folder / key / ENGINE_FILE).read_bytes()
 
-    def write(self, ingredients: Ingredients, engine: bytes, seconds: float) -> Record:
+    def write(self, ingredients: Ingredients, engine: bytes, seconds: float, precision: str = "?") -> Record:
         """Keep an engine under its key, in place of whatever was there; the lock must be held."""
-        record = Record(ingredients, hashlib.sha256(engine).hexdigest(), len(engine), round(seconds, 3))
+        record = Record(ingredients, hashlib.sha256(engine).hexdigest(), len(engine), round(seconds, 3), precision)
         stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=self.folder))
         try:
             (stage / ENGINE_FILE).write_bytes(engine)
@@ -130,7 +131,7 @@ class Store:
 
     def _remove(self, folder: Path) -> None:
         """Take a damaged engine away; renamed first, so that nobody finds half of it."""
-        if not folder.exists():
+        if not folder.exists() and not folder.is_symlink():
             return
         left = Path(tempfile.mkdtemp(prefix=".stage-", dir=self.folder))
         os.replace(folder, left / folder.name)

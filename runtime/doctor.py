@@ -4,12 +4,10 @@ import importlib.util
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from runtime.backends.base import CUDA_PROVIDER_REMEDY
 
-_DRIVER = Path("/proc/driver/nvidia/version")
 _ROOMS = {
     "train": ("torch", "lightning", "hydra-core", "aeon", "pandas"),
     "export": ("torch", "onnx"),
@@ -17,13 +15,13 @@ _ROOMS = {
 }
 
 
-def examine() -> tuple[dict[str, Any], str]:
-    """Facts and text; `sample.ready` says whether the embedded default works here."""
+def examine(gpu: str | None) -> tuple[dict[str, Any], str]:
+    """Facts and text; `sample.ready` says whether the embedded default works here. `gpu` is the one that CUDA sees."""
     result: dict[str, Any] = {
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "sample": _examine_sampling(),
-        "gpu": _examine_gpu(),
+        "gpu": _examine_gpu(gpu),
     }
     for room, packages in _ROOMS.items():
         result[room] = {name: _version(name) for name in packages}
@@ -56,10 +54,10 @@ def _examine_sampling() -> dict[str, Any]:
     return {"ready": ready, "detail": f"ONNX Runtime {onnxruntime.__version__} with {', '.join(providers)}"}
 
 
-def _examine_gpu() -> str:
-    if not _DRIVER.is_file():
-        return "no NVIDIA driver found; everything here runs on the CPU"
-    text = "an NVIDIA driver is installed; sample with --backend tensorrt or --device cuda, check with `make gpu-check`"
+def _examine_gpu(gpu: str | None) -> str:
+    if gpu is None:
+        return "no NVIDIA GPU with a driver found; everything here runs on the CPU"
+    text = f"{gpu}; sample with --backend tensorrt or --device cuda, check with `make gpu-check`"
     if importlib.util.find_spec("onnxruntime") is None:
         return text
     import onnxruntime

@@ -296,6 +296,24 @@ def test_a_store_that_cannot_be_written_is_read_and_says_so(built: Path) -> None
         bundle.chmod(0o755)
 
 
+def test_damage_of_any_kind_is_a_fault_and_mended(built: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(built, tmp_path / "bundle"))
+    store = Store(bundle)
+    one, other = (entry.key for entry in store.entries()[:2])
+    (store.folder / one / "engine.json").write_text("[" * 100_000, encoding="utf-8")
+    shutil.rmtree(store.folder / other)
+    (store.folder / other).symlink_to(tmp_path / "gone")
+    assert {entry.key for entry in store.entries() if entry.record is None} == {one, other}
+    assert len(names(build_engines(bundle, SPLIT), built=True)) == 2
+    assert all(entry.record is not None for entry in store.entries())
+
+
+@pytest.mark.parametrize("batch", [65_537, 2**31, 3_000_000_000])
+def test_a_batch_beyond_any_gpu_is_refused(batch: int) -> None:
+    with pytest.raises(RecipeError, match=f"the largest batch must be at most 65,536, found {batch:,}"):
+        Recipe(batch=batch)
+
+
 # --- what the library says ---------------------------------------------------------------------------
 
 

@@ -108,16 +108,13 @@ def test_libraries_of_cuda_are_loaded_and_stdout_is_left_alone(
 
 
 @pytest.mark.parametrize("has_provider", [True, False])
-def test_doctor_says_how_to_get_the_provider(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_provider: bool
-) -> None:
+def test_doctor_says_how_to_get_the_provider(monkeypatch: pytest.MonkeyPatch, *, has_provider: bool) -> None:
     """Both packages of ONNX Runtime write one folder: installed together, the CUDA provider may be gone."""
-    (tmp_path / "version").touch()
-    monkeypatch.setattr("runtime.doctor._DRIVER", tmp_path / "version")
     found = ["CPUExecutionProvider", *(["CUDAExecutionProvider"] if has_provider else [])]
     monkeypatch.setattr(ort, "get_available_providers", lambda: found)
-    told = examine()[0]["gpu"]
-    assert told.startswith("an NVIDIA driver is installed")
+    told = examine("NVIDIA H200 (9.0)")[0]["gpu"]
+    assert told.startswith("NVIDIA H200 (9.0); sample with")
+    assert "everything here runs on the CPU" in examine(None)[0]["gpu"]
     assert (CUDA_PROVIDER_REMEDY in told) is not has_provider
 
 

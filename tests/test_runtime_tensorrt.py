@@ -5,6 +5,8 @@ order over all steps.
 """
 
 import ctypes
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import runtime
 from engines.flavor import Flavor
 from engines.recipe import Parts, Recipe
+from engines.store import Store
 from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import read_checkpoint
 from export.manifest import read_manifest
@@ -312,7 +315,7 @@ def test_each_set_runs_in_the_least_bucket_that_holds_it(opened: tuple[Model, Re
         used = {entry[entry.index("enqueue") + 2] for entry in driver.log[before:] if "enqueue" in entry}
         assert profile in used
         assert used <= {profile, 2}
-    assert model.backend.bucket("step", 9) == 15  # type: ignore[attr-defined]
+    assert model.backend.bucket(["step"], 2, 9) == 15  # type: ignore[attr-defined]
 
 
 def test_an_engine_that_cannot_be_captured_runs_all_the_same(bundle: Path, kernels: ctypes.CDLL) -> None:
@@ -421,7 +424,7 @@ def test_a_batch_or_a_bucket_outside_the_profile_is_refused(opened: tuple[Model,
     with pytest.raises(BackendError, match="takes 4, 8, 15 tokens, found 5; build with --tokens 5"):
         backend.context("step", 1, 5)
     with pytest.raises(BackendError, match="takes at most 15 tokens, found 16; build with --tokens 16"):
-        backend.bucket("step", 16)
+        backend.bucket(["step"], 2, 16)
     with pytest.raises(BackendError, match="takes batches of 1 to 4, found 6"):
         model.score(np.zeros((6, 15, 2), np.float32), np.ones(6, np.float32))
 
@@ -439,6 +442,84 @@ def test_a_batch_that_does_not_fit_names_one_that_does(bundle: Path, kernels: ct
         ):
             model.sample(4, steps=4, cache=None, batch_size=4)
         assert str(caught.value).endswith(f"take --batch-size {fits}")
+
+
+def test_of_one_sample_that_does_not_fit_no_smaller_batch_is_named(bundle: Path, kernels: ctypes.CDLL) -> None:
+    for memory in (0, 9_000, 12_000):
+        backend, _ = open_recorded(bundle, kernels, memory=memory)
+        with Model(read_manifest(bundle), backend) as model, pytest.raises(BackendError) as caught:
+            model.sample(1, steps=STEPS, cache=None)
+        assert "a batch of 1 " in str(caught.value)
+        assert str(caught.value).endswith("; end what else uses it, or take a larger one")
+
+
+def test_wherever_memory_ends_a_smaller_batch_is_named(bundle: Path, kernels: ctypes.CDLL) -> None:
+    """From none to enough: caches, tables, buffers, contexts; on the device, and on the host over `bind`."""
+    roomy, driver = open_recorded(bundle, kernels)
+    caches = (plan_of(bundle), E2CRF(policy="e2crf"))
+    with Model(read_manifest(bundle), roomy) as model:
+        free = driver.free_memory()
+        for cache in caches:
+            model.sample(4, steps=STEPS, solver="ddim", batch_size=4, cache=cache)
+        needed = free - driver.free_memory()
+    for cache in caches:
+        said = set[str]()
+        for memory in range(0, needed, max(1, needed // 60)):
+            backend, _ = open_recorded(bundle, kernels, memory=memory)
+            with Model(read_manifest(bundle), backend) as model:
+                try:
+                    model.sample(4, steps=STEPS, solver="ddim", batch_size=4, cache=cache)
+                except BackendError as error:
+                    said.add(str(error))
+        assert said
+        named = re.compile(r"a batch of 4 .*; (take --batch-size [1-3]|end what else uses it, or take a larger one)$")
+        assert [one for one in said if named.match(one) is None] == []
+
+
+def test_an_engine_is_chosen_for_the_batch_and_for_its_numbers_of_tokens(tmp_path: Path, kernels: ctypes.CDLL) -> None:
+    """One for batches up to 8 that always takes all tokens, one for up to 4 that takes few."""
+    folder, _ = make_bundle(tmp_path)
+    write_engines(folder, Recipe(flavor=Flavor.TENSORRT, batch=8, buckets=()))
+    write_engines(folder, Recipe(flavor=Flavor.TENSORRT, batch=4, buckets=(4, 8)))
+    backend, _ = open_recorded(folder, kernels)
+    assert backend.bucket(["step"], 3, 3) == 4
+    assert backend.bucket(["step"], 6, 3) == 15
+    with Model(read_manifest(folder), backend) as model:
+        for n in (3, 6):
+            assert_same(model, folder, n, batch_size=n, cache=E2CRF(R=7, K=2, low_every=3))
+
+
+def test_parts_of_two_recipes_run_with_what_all_of_them_take(tmp_path: Path, kernels: ctypes.CDLL) -> None:
+    folder, _ = make_bundle(tmp_path)
+    write_engines(folder, Recipe(flavor=Flavor.TENSORRT, parts=Parts.SPLIT, batch=4, buckets=(4, 8)))
+    manifest, store = read_manifest(folder), Store(folder)
+    for entry in store.entries():  # layer_00 is built again, for other numbers of tokens
+        if entry.key.startswith("layer_00-"):
+            shutil.rmtree(store.folder / entry.key)
+    (tmp_path / "other").mkdir()
+    other = Path(shutil.copytree(folder, tmp_path / "other/bundle"))
+    shutil.rmtree(other / "engines")
+    write_engines(other, Recipe(flavor=Flavor.TENSORRT, parts=Parts.SPLIT, batch=4, buckets=(8,)))
+    for entry in Store(other).entries():
+        if entry.key.startswith("layer_00-"):
+            shutil.copytree(other / "engines" / entry.key, store.folder / entry.key)
+    backend, _ = open_recorded(folder, kernels)
+    assert backend.bucket(["embed", "layer_00"], 3, 3) == 8
+    with Model(manifest, backend, graphs="split") as model:
+        assert_same(model, folder, cache=E2CRF(R=7, K=2, low_every=3))
+
+
+def test_a_damaged_engine_is_named_where_no_other_is_there(tmp_path: Path, kernels: ctypes.CDLL) -> None:
+    folder, _ = make_bundle(tmp_path)
+    write_engines(folder, Recipe(flavor=Flavor.TENSORRT))
+    (path,) = (folder / "engines").glob("step-*/engine.trt")
+    path.write_bytes(path.read_bytes()[:-1])
+    backend, _ = open_recorded(folder, kernels)
+    with (
+        Model(read_manifest(folder), backend) as model,
+        pytest.raises(BackendError, match="the one there is truncated"),
+    ):
+        model.sample(1, steps=4, cache=None)
 
 
 def test_caches_begin_empty_and_are_emptied(kernels: ctypes.CDLL, bundle: Path) -> None:

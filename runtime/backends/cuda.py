@@ -11,8 +11,8 @@ arrays are free again when `upload` returns and filled when `download` does. A s
 is taken by its handle, and with it the context that it belongs to.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
@@ -43,7 +43,17 @@ class OutOfMemory(BackendError):
 
     def of_batch(self, batch: int) -> BackendError:
         """The same, with a batch to take instead."""
-        return BackendError(f"a batch of {batch} does not fit the GPU ({self}); take --batch-size {max(1, batch // 2)}")
+        remedy = f"take --batch-size {batch // 2}" if batch > 1 else "end what else uses it, or take a larger one"
+        return BackendError(f"a batch of {batch} does not fit the GPU ({self}); {remedy}")
+
+
+@contextmanager
+def room_for(batch: int) -> Iterator[None]:
+    """Where memory for a batch is taken: names a smaller one if there is no room."""
+    try:
+        yield
+    except OutOfMemory as error:
+        raise error.of_batch(batch) from error
 
 
 @dataclass(frozen=True)
@@ -147,17 +157,17 @@ class DeviceArray:
 class CudaDriver:
     """The real one: the GPU of this machine, one stream, and TensorRT or TensorRT-RTX (`trt`; None: no engines)."""
 
-    def __init__(self, trt: ModuleType | None, stream: int | None = None) -> None:
+    def __init__(self, trt: ModuleType | None, stream: Any = None) -> None:
         from cuda import core
         from cuda.bindings import driver
 
-        self._core, self._cuda, self._trt = core, driver, trt
+        self._core, self._cuda, self._trt, self._lent = core, driver, trt, stream  # what was lent must stay alive
         if stream is None:
             self._device = core.Device()
             self._device.set_current()
             self._stream = self._device.create_stream()
         else:
-            self._stream = core.Stream.from_handle(stream)
+            self._stream = core.Stream.from_handle(int(getattr(stream, "handle", stream)))
             self._device = self._stream.device
             self._device.set_current(self._stream.context)
         options = core.ProgramOptions(std="c++17", arch=f"sm_{self._device.arch}")

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.manifest import Graph, Manifest, Tensor
-from runtime.backends.cuda import Block, Context, DeviceArray, Driver, Event, OutOfMemory, bytes_of, shape_of
+from runtime.backends.cuda import Block, Context, DeviceArray, Driver, Event, bytes_of, room_for, shape_of
 from runtime.backends.cuda_kernels import FRAME, SCALARS
 from runtime.cache.hold import Hold, LinearHold
 from runtime.cache.policy import Decision
@@ -89,7 +89,7 @@ class Lane:
         width = batch * self.num_tokens * self.num_channels
         self.state_bytes = 4 * 6 * width + 8 * batch * self.num_tokens
         self._require_room(2 * self.cache_bytes + 2 * self.state_bytes)
-        try:
+        with room_for(batch):
             self.caches: tuple[dict[str, Block], dict[str, Block]] = tuple(  # type: ignore[assignment]
                 {name: driver.allocate(bytes_of(tensor, {"B": batch})) for name, tensor in caches.items()}
                 for _ in range(2)
@@ -100,8 +100,6 @@ class Lane:
             self._state |= {name: driver.allocate(8 * batch) for name in ("surprise", "mask", "sample")}
             self._state |= {"made": driver.allocate(8 * batch * self.num_tokens), "control": driver.allocate(16)}
             self.frame = driver.allocate(FRAME.itemsize)
-        except OutOfMemory as error:
-            raise error.of_batch(batch) from error
         self._calls: dict[tuple[int, bool], Call] = {}
         self._launches: dict[tuple[Any, ...], Callable[[], None] | None] = {}  # None: has run once, to be captured
         self._tables: dict[str, Block] = {}
@@ -112,9 +110,10 @@ class Lane:
         free = self.driver.free_memory()
         if needed > free:
             fits = self.batch * free // needed
+            remedy = f"take --batch-size {fits}" if fits else "end what else uses it, or take a larger one"
             raise BackendError(
                 f"a batch of {self.batch} needs {needed / 2**20:,.0f} MiB of the GPU and {free / 2**20:,.0f} MiB are "
-                f"free; take --batch-size {max(1, fits)}"
+                f"free; {remedy}"
             )
 
     def begin(
@@ -124,7 +123,8 @@ class Lane:
         driver, state = self.driver, self._state
         self.is_busy, self.keeps_surprise = True, keeps_surprise
         if self._schedule is not schedule:
-            self._upload_tables(facts, schedule)
+            with room_for(self.batch):
+                self._upload_tables(facts, schedule)
             self._schedule = schedule
         driver.upload(state["sample"].address, np.ascontiguousarray(noise.samples, np.int64))
         frame = np.zeros((), FRAME)
@@ -171,7 +171,7 @@ class Lane:
 
     def bucket(self, size: int) -> int:
         """The number of tokens that a set of `size` is padded to."""
-        return self._backend.bucket(self._parts[0].graph, size)
+        return self._backend.bucket([part.graph for part in self._parts], self.batch, size)
 
     # --- steps -----------------------------------------------------------------------------------------
 
@@ -244,7 +244,8 @@ class Lane:
         if hold not in self._holds:
             if len(self._holds) >= _HOLDS:
                 self._holds.clear()
-            self._holds[hold] = self.driver.allocate(hold.tables.nbytes)
+            with room_for(self.batch):
+                self._holds[hold] = self.driver.allocate(hold.tables.nbytes)
             self.driver.upload(self._holds[hold].address, hold.tables)
         self.driver.launch("hold", self.size, self.frame.address, self._call(None)["z"], self._holds[hold].address)
 
@@ -258,10 +259,8 @@ class Lane:
         size = self.num_tokens if tokens is None else self.bucket(tokens.shape[1])
         key = (size, is_full)
         if key not in self._calls:
-            try:
+            with room_for(self.batch):
                 self._calls[key] = self._prepare(size)
-            except OutOfMemory as error:
-                raise error.of_batch(self.batch) from error
         call = self._calls[key]
         wanted = np.tile(np.arange(size), (self.batch, 1)) if tokens is None else tokens
         if wanted.shape[1] < size:

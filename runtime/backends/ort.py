@@ -113,7 +113,7 @@ class OrtBackend(BackendBase):
         try:
             return dict(zip(names, session.run(names, dict(feeds), self._once(graph)), strict=True))
         except Exception as error:
-            raise _failed(graph, error) from error
+            raise _failed(graph, error, _batch(feeds)) from error
 
     def _once(self, graph: str, number: int = -1) -> ort.RunOptions | None:
         """Options of a run that is CUDA graph `number`, -1 for none; of a session without them None."""
@@ -149,7 +149,7 @@ class OrtBackend(BackendBase):
             try:
                 run(binding)
             except Exception as error:
-                raise _failed(graph, error) from error
+                raise _failed(graph, error, _batch(inputs)) from error
 
         return call
 
@@ -179,7 +179,7 @@ class OrtBackend(BackendBase):
             try:
                 session.run_with_iobinding(binding, options)
             except Exception as error:
-                raise _failed(graph, error) from error
+                raise _failed(graph, error, _batch(inputs)) from error
             for twin, value in fetched:
                 value[...] = twin.numpy()
 
@@ -230,9 +230,14 @@ def _memory(shape: tuple[int, ...], dtype: type[np.generic], device: str) -> ort
         ) from error
 
 
-def _failed(graph: str, error: Exception) -> BackendError:
+def _failed(graph: str, error: Exception, batch: int) -> BackendError:
     said = " ".join(str(error).split())
-    return BackendError(f"ONNX Runtime failed in graph {graph}: {said}; check shapes, or take a smaller --batch-size")
+    smaller = f"take --batch-size {batch // 2}" if batch > 1 else "export the bundle again"
+    return BackendError(f"ONNX Runtime failed in graph {graph}: {said}; check shapes, or {smaller}")
+
+
+def _batch(inputs: Mapping[str, Any]) -> int:
+    return int(next(iter(inputs.values())).shape[0])
 
 
 def _address(name: str, array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int, ...], int]:

@@ -15,7 +15,7 @@ that look at more than the surprise of a refresh run on the host over `bind`, wi
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from runtime.backends.cuda import (
     DeviceArray,
     Driver,
     Engine,
-    OutOfMemory,
+    room_for,
     shape_of,
 )
 from runtime.backends.cuda_trajectory import DeviceTrajectory, Lane, Part
@@ -65,8 +65,14 @@ def open_tensorrt(bundle: Path, manifest: Manifest, flavor: str, *, stream: Any 
                 f"{name} needs the package {module}, which is not installed; pip install 'e2crf[{extra}]'"
             )
     trt = importlib.import_module(flavor.module)
-    handle = None if stream is None else int(getattr(stream, "handle", stream))
-    return TensorrtBackend(bundle, manifest, flavor, CudaDriver(trt, handle), str(trt.__version__), gpu)
+    try:
+        driver = CudaDriver(trt, stream)
+    except Exception as error:  # CUDA and its compiler raise their own unrelated types
+        said = " ".join(str(error).split())
+        raise BackendError(
+            f"{name} cannot use the GPU here, {gpu.target}: {said}; bring its driver up to date, see `e2crf doctor`"
+        ) from error
+    return TensorrtBackend(bundle, manifest, flavor, driver, str(trt.__version__), gpu)
 
 
 def _is_installed(module: str) -> bool:
@@ -90,27 +96,33 @@ class TensorrtBackend(BackendBase):
         self.name, self.driver = _name(flavor), driver
         self._bundle, self._manifest, self._flavor = bundle, manifest, flavor
         self._library, self._gpu = library, gpu
-        self._engines: dict[str, tuple[Record, Engine]] = {}
-        self._contexts: dict[tuple[str, int], Context] = {}  # of `bind`, by graph and bucket
+        self._engines: dict[str, tuple[Record, Engine]] = {}  # by key
+        self._chosen: dict[tuple[str, int], Record] = {}  # by graph and batch
+        self._contexts: dict[tuple[str, int], Context] = {}  # of `bind`, by engine and bucket
         self._scratch: dict[tuple[str, str, tuple[int, ...]], Block] = {}  # of `bind`, by graph, tensor and shape
         self._lanes: dict[int, Lane] = {}  # of `trajectory`, by batch
 
     # --- engines ---------------------------------------------------------------------------------------
 
-    def engine(self, graph: str) -> tuple[Record, Engine]:
-        """The engine of a graph that fits this bundle, library and GPU, and its record."""
-        if graph not in self._engines:
-            record = self._choose(graph)
-            self._engines[graph] = record, self.driver.load(Store(self._bundle).read(record.ingredients.key))
-        return self._engines[graph]
+    def engine(self, graph: str, batch: int) -> tuple[Record, Engine]:
+        """The engine of a graph that fits this bundle, library, GPU and batch, and its record."""
+        if (graph, batch) not in self._chosen:
+            self._chosen[graph, batch] = self._choose(graph, batch)
+        key = self._chosen[graph, batch].ingredients.key
+        if key not in self._engines:
+            self._engines[key] = self._chosen[graph, batch], self.driver.load(Store(self._bundle).read(key))
+        return self._engines[key]
 
-    def _choose(self, graph: str) -> Record:
+    def _choose(self, graph: str, batch: int) -> Record:
+        """Of those that fit one without TF32, for the batch or else the largest, with the most numbers of tokens."""
         digest, product = self.signature(graph).digest, self._flavor.product
         build = f"build one here with `e2crf build {self._bundle} --flavor {self._flavor}" + (
             "`" if graph == "step" else " --parts all`"
         )
-        found = [entry.record for entry in Store(self._bundle).entries() if entry.record is not None]
+        entries = Store(self._bundle).entries()
+        found = [entry.record for entry in entries if entry.record is not None]
         left = [record for record in found if record.ingredients.graph == graph]
+        faults = [entry.fault for entry in entries if entry.record is None and entry.key.rpartition("-")[0] == graph]
         here = self._gpu.target
         facts: tuple[tuple[str, str, Callable[[Ingredients], str]], ...] = (
             ("flavour", self._flavor.value, lambda made: made.flavor),
@@ -122,10 +134,16 @@ class TensorrtBackend(BackendBase):
             kept = [record for record in left if of(record.ingredients) == wanted]
             if not kept:
                 others = sorted({of(record.ingredients) for record in left})
-                state = f"those there are of {what} {', '.join(others)}" if others else "none was found"
+                state = "none was found" if not faults else f"the one there {faults[0]}"
+                state = f"those there are of {what} {', '.join(others)}" if others else state
                 raise BackendError(f"{self._bundle} has no engine of {graph} for {what} {wanted}, {state}; {build}")
             left = kept
-        return max(left, key=lambda r: (not r.ingredients.tf32, _largest_batch(r), len(r.ingredients.profiles)))
+
+        def rank(record: Record) -> tuple[bool, int, int, int]:
+            made, largest = record.ingredients, _largest_batch(record)
+            return not made.tf32, min(largest, batch), len(made.profiles), -largest
+
+        return max(left, key=rank)
 
     def _fits(self, target: str) -> bool:
         if self._flavor is Flavor.TENSORRT:
@@ -134,7 +152,7 @@ class TensorrtBackend(BackendBase):
 
     def context(self, graph: str, batch: int, tokens: int) -> Context:
         """A new context of an engine for `batch` samples and a bucket of `tokens`."""
-        record, engine = self.engine(graph)
+        record, engine = self.engine(graph, batch)
         sizes = [profile.tokens for profile in record.ingredients.profiles]
         largest = _largest_batch(record)
         if batch > largest:
@@ -147,18 +165,18 @@ class TensorrtBackend(BackendBase):
                 f"the engine of {graph} takes {', '.join(map(str, sizes))} tokens, found {tokens}; "
                 f"build with --tokens {tokens}"
             )
-        try:
+        with room_for(batch):
             return engine.context(sizes.index(tokens))
-        except OutOfMemory as error:
-            raise error.of_batch(batch) from error
 
-    def bucket(self, graph: str, size: int) -> int:
-        """The least number of tokens, of those that an engine takes, that `size` can be padded to."""
-        record, _ = self.engine(graph)
-        sizes = [profile.tokens for profile in record.ingredients.profiles]
-        if size > max(sizes):
+    def bucket(self, graphs: Sequence[str], batch: int, size: int) -> int:
+        """The least number of tokens, of those that the engines of all these graphs take, `size` can be padded to."""
+        records = [self.engine(graph, batch)[0] for graph in graphs]
+        each = [{profile.tokens for profile in record.ingredients.profiles} for record in records]
+        sizes = set.intersection(*each)
+        if size > max(sizes, default=0):
             raise BackendError(
-                f"the engine of {graph} takes at most {max(sizes)} tokens, found {size}; build with --tokens {size}"
+                f"the engine of {graphs[0]} takes at most {max(sizes, default=0)} tokens, found {size}; "
+                f"build with --tokens {size}"
             )
         return min(bound for bound in sizes if bound >= size)
 
@@ -166,10 +184,8 @@ class TensorrtBackend(BackendBase):
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> "Cache":
         """Keys or values of a batch on the device."""
-        try:
+        with room_for(shape[0]):
             return Cache(self.driver, shape, dtype)
-        except OutOfMemory as error:
-            raise error.of_batch(shape[0]) from error
 
     def run(self, graph: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """Run a graph once: named arrays in, named arrays out."""
@@ -186,17 +202,17 @@ class TensorrtBackend(BackendBase):
         """Prepare a call: host arrays are copied, caches and arrays that are on a device (CUDA arrays) are not."""
         signature, driver = self.signature(graph), self.driver
         sizes = _sizes(signature, inputs)
-        padded = sizes | {"S": self.bucket(graph, sizes.get("S", self._manifest.network.num_tokens))}
+        tokens = sizes.get("S", self._manifest.network.num_tokens)
+        padded = sizes | {"S": self.bucket([graph], sizes["B"], tokens)}
         ports = [_Port(tensor, shape_of(tensor, padded), inputs[tensor.name]) for tensor in signature.inputs]
         results = [_Port(tensor, shape_of(tensor, padded), outputs.get(tensor.name)) for tensor in signature.outputs]
-        for port in (*ports, *results):
-            port.place(lambda port: self._scratch_of(graph, port).address)
-        key = graph, padded["S"]
-        if key not in self._contexts:
-            self._contexts[key] = self.context(graph, padded["B"], padded["S"])
-        context, record = self._contexts[key], self.engine(graph)[0]
-        if padded["B"] > _largest_batch(record):
-            self.context(graph, padded["B"], padded["S"])  # says so
+        with room_for(padded["B"]):
+            for port in (*ports, *results):
+                port.place(lambda port: self._scratch_of(graph, port).address)
+        key = self.engine(graph, padded["B"])[0].ingredients.key, padded["S"]
+        if key not in self._contexts or padded["B"] > _largest_batch(self._engines[key[0]][0]):
+            self._contexts[key] = self.context(graph, padded["B"], padded["S"])  # or says that the batch is too large
+        context = self._contexts[key]
 
         def call() -> None:
             for port in ports:
@@ -263,7 +279,7 @@ class TensorrtBackend(BackendBase):
     def close(self) -> None:
         """Free what is held on the device."""
         self.driver.synchronize()
-        for held in (self._lanes, self._contexts, self._scratch, self._engines):
+        for held in (self._lanes, self._contexts, self._scratch, self._chosen, self._engines):
             held.clear()
 
 

@@ -90,9 +90,11 @@ def doctor(as_json: Json = False) -> None:
     Example: e2crf doctor
     """
     from engines.describe import examine_engines
+    from engines.gpu import visible_gpu
     from runtime.doctor import examine
 
-    (result, text), (engines, lines) = examine(), examine_engines()
+    gpu = visible_gpu()
+    (result, text), (engines, lines) = examine(None if gpu is None else gpu.target), examine_engines(gpu)
     finish(result | {"engines": engines}, as_json, f"{text}\n{lines}")
     if not result["sample"]["ready"]:
         raise typer.Exit(1)
