@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +42,7 @@ from runtime.solvers import Solver, TimeGrid
 DIVERGED_RMS = 10.0  # a sample whose standardised tokens have a larger RMS than this has left the data
 UNCACHED = E2CRF(policy=PolicyName.NEVER, alpha_prior=0.0)
 DEFAULT_STEPS, DEFAULT_SOLVER, DEFAULT_GRID = 1000, Solver.ANCESTRAL, TimeGrid.UNIFORM
+_REACH = attrgetter("reach")
 
 
 class Auto(Enum):
@@ -123,7 +125,9 @@ class Model:
         else:
             network.reset()
         yield network
-        self._idle.clear()  # one is enough: batches of one size follow each other
+        self._idle.pop(batch, None)
+        while len(self._idle) > 1:  # two are enough: most batches, and what is left at the end
+            self._idle.pop(next(iter(self._idle)))
         self._idle[batch] = network
 
     def plan(self) -> Plan | None:
@@ -193,6 +197,7 @@ class Model:
             except KeyboardInterrupt as stop:
                 raise Interrupted(self._collect(run, batches, begun) if batches else None) from stop
             drawn = self._collect(run, batches, begun)
+        # A plan and a policy of the caller's recompute what somebody laid down step by step, and keep silent.
         policy = settings.cache.policy if isinstance(settings.cache, E2CRF) else None
         if policy not in (None, PolicyName.NEVER) or (policy and not drawn.stats.work.calls):
             for message in drawn.stats.warnings:
@@ -310,6 +315,7 @@ class _Run:
     def _step(self, i: int, first: int, trajectory: Trajectory, recorder: Recorder) -> int:
         """Take step i, or the run of steps from it that need no network; the step that comes next."""
         decisions, j = self._policy(self._steps[i], trajectory.at(i)), i + 1
+        _require_decisions(decisions, trajectory.batch, len(self._model.facts.tokens.frequency))
         if self._on_step is None and isinstance(decisions, Decision) and trajectory.can_coast(decisions):
             j = min(decisions.until, len(self._steps))
             trajectory.coast(i, j, decisions.event)
@@ -326,6 +332,32 @@ class _Run:
         if self._on_progress is not None:
             self._on_progress(j - i)
         return j
+
+
+def _require_decisions(decisions: object, batch: int, num_tokens: int) -> None:
+    """Refuse what is no decision, a number of them that is not that of the samples, and tokens that no model has."""
+    if isinstance(decisions, Decision):
+        if decisions.reach <= num_tokens:
+            return
+        decisions = (decisions,) * batch
+    require(isinstance(decisions, Sequence), "a policy must return a Decision, or one for each sample", decisions,
+            "Decision(Event.REUSE) does nothing")  # fmt: skip
+    assert isinstance(decisions, Sequence)
+    require(len(decisions) == batch, f"a policy must return one Decision for all, or {batch}, one for each sample",
+            len(decisions), "look at the length of signals.refresh_age")  # fmt: skip
+    try:
+        if max(map(_REACH, decisions)) <= num_tokens:  # no loop of Python's at every step
+            return
+    except AttributeError:
+        pass
+    for decision in decisions:
+        require(isinstance(decision, Decision), "a policy must return a Decision for each sample", decision,
+                "Decision(Event.REUSE) does nothing")  # fmt: skip
+        if decision.reach > num_tokens:
+            is_row = decision.tokens.ndim == 1
+            found = decision.reach - 1 if is_row else f"an array of shape {decision.tokens.shape}"
+            raise OptionError(f"tokens must be one row of numbers from 0 to {num_tokens - 1}, found {found}; "
+                              "this model has no others")  # fmt: skip
 
 
 def _require_begun(decisions: Decision | Sequence[Decision], trajectory: Trajectory) -> None:

@@ -18,8 +18,9 @@ from export.manifest import Manifest, layer_name
 from runtime.backends.base import Backend
 from runtime.errors import OptionError
 
+_BINDING_BYTES = 2**13
 Buffers = dict[str, NDArray[Any]]
-_KEPT = 256  # prepared calls that are remembered: a plan needs two, samples that go their own ways some dozen
+_KEPT_BYTES = 2**26  # of the buffers of prepared calls: a plan needs two calls, 64 samples on their own ways thousands
 
 
 class Graphs(StrEnum):
@@ -39,6 +40,12 @@ class Call:
     score: NDArray[np.float32]  # [B, S, C]
     hidden: NDArray[np.float32] | None  # [B, S, D], the features z_L, where they were asked for
     run: Callable[[], None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its buffers, and about as many as a binding takes."""
+        buffers = (self.z, self.t, self.token, self.score, self.hidden)
+        return sum(array.nbytes for array in buffers if array is not None) + _BINDING_BYTES
 
 
 def has_kv(backend: Backend) -> bool:
@@ -62,7 +69,8 @@ class ScoreNetwork:
         kind = kinds[0] if kinds else "float32"  # of fp16 graphs: float16
         self.keys = [backend.zeros(shape, kind) for _ in layers]
         self.values = [backend.zeros(shape, kind) for _ in layers]
-        self._calls: dict[tuple[int, int, int, bool], Call] = {}
+        self._calls: dict[tuple[int, int, int, bool], Call] = {}  # those that were asked for longest ago come first
+        self._call_bytes = 0
 
     @property
     def cache_bytes(self) -> int:
@@ -80,11 +88,13 @@ class ScoreNetwork:
         Without K/V only all samples and all tokens can be asked for.
         """
         key = (num_tokens, first, self._batch if last is None else last, features)
-        if key not in self._calls:
-            if len(self._calls) >= _KEPT:
-                self._calls.clear()
-            self._calls[key] = self._prepare(*key)
-        return self._calls[key]
+        if (call := self._calls.pop(key, None)) is None:
+            call = self._prepare(*key)
+            self._call_bytes += call.nbytes
+            while self._calls and self._call_bytes > _KEPT_BYTES:
+                self._call_bytes -= self._calls.pop(next(iter(self._calls))).nbytes
+        self._calls[key] = call
+        return call
 
     def reset(self) -> None:
         """Forget the keys and values, for another batch; the prepared calls stay."""

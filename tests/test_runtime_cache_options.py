@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from runtime.cache.options import E2CRF, PolicyName
@@ -84,6 +85,18 @@ def test_a_policy_that_is_left_out_is_the_one_of_the_knobs(knobs: dict[str, Any]
         (lambda: E2CRF(max_age=0), "max_age must be a whole number of at least 1, found 0"),
         (lambda: E2CRF(R=2.5), "R must be a whole number"),  # type: ignore[arg-type]
         (lambda: E2CRF(K=1.5), "K must be a number of frequencies"),
+        (lambda: E2CRF(R=True), "R must be a whole number of at least 1, found True"),
+        (lambda: E2CRF(max_age=True), "max_age must be a whole number of at least 1, found True"),
+        (lambda: E2CRF(low_every=True), "low_every must be a whole number of at least 1, found True"),
+        (lambda: E2CRF(energy_weighting=0), "energy_weighting must be True or False, found 0"),  # type: ignore[arg-type]
+        (lambda: E2CRF(energy_weighting="no"), "energy_weighting must be True or False, found 'no'"),  # type: ignore[arg-type]
+        (lambda: E2CRF(tau_0=10**400), "tau_0 must be a number that a float can hold, found 'a larger one'; take"),
+        (lambda: E2CRF(K=10**5000), "K must be a number that a float can hold"),
+        (lambda: E2CRF(R=10**400), "R must be a number that a float can hold"),
+        (lambda: E2CRF(tau_safe=0.6, tau_warn=0.5), "tau_safe must not exceed tau_warn = 0.5, found 0.6; lower it"),
+        (lambda: E2CRF.preset("paper", tau_safe=0.6), "tau_safe must not exceed tau_warn = 0.5"),
+        (lambda: E2CRF.preset("paper", a=0.1, error_feedback=0.1), "a and error_feedback are one knob"),
+        (lambda: E2CRF.preset("paper", a=2), "error_feedback must lie between 0 and 1.0, found 2"),
     ],
 )
 def test_contradictory_and_unknown_knobs_are_refused_in_a_sentence(make: Callable[[], E2CRF], says: str) -> None:
@@ -103,6 +116,15 @@ def test_negative_values_and_nan_are_refused_in_a_sentence(knob: str, value: flo
     with pytest.raises(OptionError, match=f"^{knob} must .*, found {value!r}; ") as caught:
         E2CRF(policy="e2crf", **trigger, **{knob: value})  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_the_published_name_of_error_feedback_is_taken_as_it_is() -> None:
+    assert E2CRF.preset("paper", a=0.05) == E2CRF.preset("paper", error_feedback=0.05)
+
+
+@pytest.mark.parametrize("word", [True, False])
+def test_a_truth_of_numpy_is_a_truth(word: bool) -> None:
+    assert E2CRF(energy_weighting=np.bool_(word)).energy_weighting is word  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("knob", ["random_probe_ratio", "error_feedback"])

@@ -78,6 +78,14 @@ def test_a_plan_of_another_checkpoint_is_refused_with_the_reason(tiny: Model) ->
         tiny.sample(1, cache=plan_for(tiny, (20,), source_digest="0" * 64))
 
 
+@pytest.mark.parametrize("spoil", [lambda digest: digest[:12], lambda digest: digest[:12] + "0" * 52])
+def test_a_digest_that_only_begins_alike_is_of_another_checkpoint(tiny: Model, spoil: Callable[[str], str]) -> None:
+    found = tiny.manifest.source.digest
+    said = f"the plan is for checkpoint {spoil(found)}, found checkpoint {found}; calibrate"
+    with pytest.raises(PlanError, match=said):
+        tiny.sample(1, cache=plan_for(tiny, (20,), source_digest=spoil(found)))
+
+
 def changed(**values: Any) -> Callable[[dict[str, Any]], str]:
     return lambda plan: json.dumps(plan | values)
 
@@ -128,12 +136,19 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], str]:
         (changed(reuse="latents"), "unknown reuse mode 'latents'"),
         (changed(source_digest=None), "source_digest must be a text, found None"),
         (changed(source_digest=7), "source_digest must be a text, found 7"),
+        (changed(guard=10**400), "surprise and guard must be numbers that are not negative"),
+        (changed(surprise=[0.5, 10**400]), "surprise and guard must be numbers that are not negative"),
+        (changed(fit=[{"value": [[10**400]]}]), "a fit must be rows of finite numbers, found '1000"),
+        (lambda plan: "[" * 10**5, r"is not a plan \(lists within lists"),
+        (changed(K=2, low_steps=[]), "a K needs low_steps at which it is recomputed, found 2; name them, or set K to"),
+        (changed(K=0), "low_steps need a K to recompute, found"),
+        (changed(low_steps=[10, 25]), "low_steps must come after the first refresh, step 20, found"),
     ],
 )  # fmt: skip
 def test_a_broken_plan_file_is_one_sentence(
     tiny: Model, tmp_path: Path, spoil: Callable[[dict[str, Any]], str], says: str
 ) -> None:
-    plan = plan_for(tiny, (20, 30), low_steps=(25,), surprise=(0.5, 0.5))
+    plan = plan_for(tiny, (20, 30), K=2, low_steps=(25,), surprise=(0.5, 0.5))
     (tmp_path / PLAN_FILE).write_text(spoil(json.loads(plan.to_json())), encoding="utf-8")
     with pytest.raises(PlanError, match=says) as caught:
         read_plan(tmp_path / PLAN_FILE)

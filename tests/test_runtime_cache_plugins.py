@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.cache.hold import Floats
-from runtime.cache.policy import Decision, Event, Needs
+from runtime.cache.policy import REUSE, Decision, Event, Needs
 from runtime.errors import OptionError
 from runtime.sampler import Model
 from tests import opened
@@ -59,12 +59,74 @@ def test_a_sample_that_has_begun_does_not_begin_for_the_others(tiny: Model) -> N
         (Event.LOW, None),
         (Event.CHOSEN, np.array([], np.int64)),
         (Event.REUSE, np.arange(2)),
+        (Event.REUSE, np.array([], np.int64)),
         (Event.FIRST, np.arange(N)),
     ],
 )
 def test_an_event_has_its_tokens_and_no_other_has_any(event: Event, tokens: NDArray[np.int64] | None) -> None:
     with pytest.raises(OptionError, match=f"must name the tokens they recompute, found {event} with tokens"):
         Decision(event, tokens)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        ([0, 1], "must be a row of whole numbers, found list; give"),
+        (np.linspace(0, 1, 200), "must be a row of whole numbers, found float64 in 1 dim"),
+        (np.array([True, False]), "must be a row of whole numbers, found bool in 1 dim"),
+        (np.array(3), "must be a row of whole numbers, found int64 in 0 dim"),
+        ([[0], [0, 1]], "must be a row of whole numbers"),
+        ([], "must be a row of whole numbers"),
+        (np.array([-1]), "must not be negative, found -1"),
+        (np.array([2, -1]), "must not be negative, found -1"),
+        (np.array([2, 0, 2]), r"must be named once each, found \[2\]; leave these out"),
+        (np.zeros(200, np.int64), "must be named once each"),
+    ],
+)
+def test_tokens_are_whole_numbers_each_of_them_once(tokens: NDArray[np.int64], says: str) -> None:
+    with pytest.raises(OptionError, match=f"tokens {says}"):
+        Decision(Event.LOW, tokens)
+
+
+def test_what_is_decided_is_an_event() -> None:
+    with pytest.raises(OptionError, match="must be a member of Event, found 'reuse'; they are prior, first"):
+        Decision("reuse")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "found"), [(np.array([0, N]), f"{N};"), (np.array([[0, 1], [2, 3]]), r"an array of shape \(2, 2\);")]
+)
+def test_tokens_that_the_model_has_not_are_refused(
+    tiny: Model, tokens: NDArray[np.int64], found: str, alike: bool
+) -> None:
+    cache = Scripted(lambda sample, step: Decision(Event.LOW, tokens) if step else Decision(Event.FIRST), alike=alike)
+    with pytest.raises(OptionError, match=f"tokens must be one row of numbers from 0 to {N - 1}, found {found}"):
+        tiny.sample(2, steps=4, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (None, "a policy must return a Decision, or one for each sample, found None; Decision"),
+        (7, "a policy must return a Decision, or one for each sample, found 7"),
+        ([], "a policy must return one Decision for all, or 2, one for each sample, found 0; look at"),
+        ([REUSE], "one Decision for all, or 2, one for each sample, found 1"),
+        ([REUSE] * 3, "one Decision for all, or 2, one for each sample, found 3"),
+        ([REUSE, None], "a policy must return a Decision for each sample, found None"),
+        (["reuse", "reuse"], "a policy must return a Decision for each sample, found 'reuse'"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 2])
+def test_what_is_no_decision_for_each_sample_is_refused(tiny: Model, at: int, returned: object, says: str) -> None:
+    class Wrong(Scripted):
+        def concrete(self, facts, steps):  # type: ignore[no-untyped-def]
+            policy = super().concrete(facts, steps)
+            return lambda step, signals: returned if step.index == at else policy(step, signals)
+
+    with pytest.raises(OptionError, match=says) as caught:
+        tiny.sample(2, steps=4, cache=Wrong(lambda sample, step: REUSE if step else Decision(Event.FIRST)))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("need", [Needs.CHANGE, Needs.INTENSITY, Needs.IMPACT, Needs.SURPRISE])

@@ -1,6 +1,7 @@
 """What a run tells of its cache: calls, tokens, ages, intensities, events, and warnings where it was of no use."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
-from runtime.cache.policy import Cache, Decision, Event
+from runtime.cache.policy import REUSE, Cache, Decision, Event
 from runtime.errors import CacheWarning
 from runtime.sampler import Model
 from tests import opened
@@ -125,6 +126,35 @@ def test_the_record_tells_the_intensity_of_the_partial_steps_alone(tiny: Model) 
 def test_a_cache_that_never_reuses_warns(tiny: Model) -> None:
     with pytest.warns(CacheWarning, match="never reused anything"):
         tiny.sample(2, steps=20, cache=E2CRF(R=1))
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"tau_0": 0.0}, {"random_probe_ratio": 1.0}, {"K": 8, "policy": "e2crf"}, {"K": 8, "low_every": 1},
+              {"max_age": 1}, {"max_age": 1, "policy": "e2crf"}],
+    ids=["threshold", "probes", "K", "low steps", "age", "age by events"])  # fmt: skip
+def test_a_cache_that_chooses_every_token_at_every_step_warns_that_it_never_reuses(
+    tiny: Model, knobs: dict[str, Any]
+) -> None:
+    """Whatever such a step is called. One K less, and it reuses."""
+    with pytest.warns(CacheWarning, match="never reused anything: every step after the prior phase recomputed") as told:
+        stats = tiny.sample(2, steps=20, cache=E2CRF(R=5, **knobs)).stats
+    assert len(told) == 1
+    prior = stats.event_counts["prior"]
+    assert stats.recomputed.sum() == N * (2 * 20 - prior)
+    if "low_every" in knobs:
+        tiny.sample(2, steps=20, cache=E2CRF(R=5, **knobs | {"K": 7}))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_samples_that_were_never_refreshed_are_counted(tiny: Model, alike: bool) -> None:
+    """Sample 0 is refreshed at step 5, sample 1 is not; alike, both are."""
+
+    def script(sample: int, step: int) -> Decision:
+        return Decision(Event.FIRST) if step == 0 else Decision(Event.REFRESH) if step == 5 - sample * 9 else REUSE
+
+    stats = tiny.sample(2, steps=8, cache=Scripted(script, alike=alike)).stats
+    said = "the cache was never refreshed after the first network step in 1 of 2 samples; lower R"
+    assert stats.warnings == (() if alike else (said,))
 
 
 @pytest.mark.parametrize("cache", [E2CRF(R=10**6), E2CRF(policy="e2crf", R=10**6, trigger="none")])

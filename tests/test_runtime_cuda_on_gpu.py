@@ -43,7 +43,7 @@ class HostEngines:
 
     def load(self, engine: bytes) -> RecordedEngine:
         made = json.loads(engine)
-        return RecordedEngine(self, made["graph"], made["file"])  # type: ignore[arg-type]
+        return RecordedEngine(self, made["graph"], made["file"], made["profiles"])  # type: ignore[arg-type]
 
     def run_engine(self, name: str, file: str, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])

@@ -121,6 +121,26 @@ def _not_a_number(value: dict[str, Any]) -> None:
     value["fit"][1]["latent"][3][1] = "much"
 
 
+def _a_number_in_a_text(value: dict[str, Any]) -> None:
+    value["fit"][1]["latent"][3][1] = "1.5"
+
+
+def _all_in_texts(value: dict[str, Any]) -> None:
+    value["fit"][1]["latent"] = [[str(x) for x in row] for row in value["fit"][1]["latent"]]
+
+
+def _a_truth(value: dict[str, Any]) -> None:
+    value["fit"][1]["latent"][3][1] = True
+
+
+def _huge(value: dict[str, Any]) -> None:
+    value["fit"][1]["latent"][3][1] = 10**400
+
+
+def _beyond_float32(value: dict[str, Any]) -> None:
+    value["fit"][1]["latent"][3][1] = 1e39
+
+
 def _not_a_list(value: dict[str, Any]) -> None:
     value["fit"] = {}
 
@@ -139,8 +159,8 @@ def _of_another_mode(value: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [_without_offset, _ragged, _of_other_shapes, _not_finite, _not_a_number, _not_a_list, _not_a_fit, _too_few,
-     _of_another_mode],
+    [_without_offset, _ragged, _of_other_shapes, _not_finite, _not_a_number, _a_number_in_a_text, _all_in_texts,
+     _a_truth, _huge, _beyond_float32, _not_a_list, _not_a_fit, _too_few, _of_another_mode],
 )  # fmt: skip
 def test_a_broken_fit_is_refused(model: Model, tmp_path: Path, spoil: Callable[[dict[str, Any]], None]) -> None:
     value = json.loads(plan_of(model, *[hold_of(1.0)] * 3).to_json())

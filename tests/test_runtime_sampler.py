@@ -90,13 +90,46 @@ def test_a_second_call_binds_nothing_anew_and_other_threads_do_not_meet(
     np.testing.assert_array_equal(together, alone)
 
 
+OWN_WAYS = E2CRF(policy="e2crf", K=2, R=20, tau_0=0.3, random_probe_ratio=0.2, tau_safe=0.0, tau_warn=100.0,
+                 alpha_prior=0.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 20, "batch_size": 8, "cache": E2CRF(R=5, K=2, low_every=2)},  # batches of 8, 8 and 4
+        {"n": 16, "batch_size": 16, "cache": OWN_WAYS},  # sets of every sample's own
+    ],
+    ids=["a batch that is not full", "samples on their own ways"],
+)
+def test_a_second_call_of_several_batches_binds_nothing_anew(
+    tiny: tuple[Model, Checkpoint], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    model, bound = tiny[0], list[str]()
+    bind, n = model.backend.bind, options.pop("n")
+    monkeypatch.setattr(model.backend, "bind", lambda graph, *buffers: bound.append(graph) or bind(graph, *buffers))
+    model.sample(n, steps=60, **options)
+    assert len(bound) > 1
+    bound.clear()
+    model.sample(n, steps=60, **options)
+    assert bound == []
+
+
 def test_prepared_calls_do_not_pile_up(tiny: tuple[Model, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.score._KEPT", 3)
+    """Of the buffers of three calls there is room; what was asked for longest ago goes first."""
+    num_tokens = tiny[0].manifest.network.num_tokens
     with tiny[0].network(8) as network:
+        calls = [network.call(num_tokens, 0, last) for last in (6, 7)]
+        monkeypatch.setattr("runtime.score._KEPT_BYTES", sum(call.nbytes for call in calls) + calls[1].nbytes)
+        assert network.call(num_tokens, 0, 5) is network.call(num_tokens, 0, 5)
+        assert network.call(num_tokens, 0, 6) is calls[0]
+        network.call(num_tokens, 0, 8)
+        assert network.call(num_tokens, 0, 6) is calls[0]
+        assert network.call(num_tokens, 0, 7) is not calls[1]
         for last in range(1, 9):
-            call = network.call(tiny[0].manifest.network.num_tokens, 0, last)
-            assert call is network.call(tiny[0].manifest.network.num_tokens, 0, last)
-            assert len(network._calls) <= 3
+            network.call(num_tokens, 0, last)
+        held = sum(call.nbytes for call in network._calls.values())
+        assert held == network._call_bytes <= sum(call.nbytes for call in calls) + calls[1].nbytes
 
 
 def test_step_and_split_graphs_draw_the_same_samples(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+_MOST = float(np.finfo(np.float32).max)
 
 
 class Hold(Protocol):
@@ -59,8 +60,16 @@ class LinearHold:
     @classmethod
     def from_lists(cls, lists: dict[str, Any]) -> Self:
         """What `to_lists` wrote; a `TypeError` or `ValueError` for anything else."""
-        found = cls(**{name: np.array(rows, np.float32) for name, rows in dict(lists).items()})
+        found = cls(**{name: _table(rows) for name, rows in dict(lists).items()})
         tables = found.tables  # a ValueError where shapes differ
         if tables.ndim != 3 or not np.isfinite(tables).all():
             raise ValueError("a fit must be rows of finite numbers, one row per token")
         return found
+
+
+def _table(rows: Any) -> Floats:
+    """Rows of numbers as an array, text and booleans being none."""
+    wrong = [x for row in rows for x in row if isinstance(x, bool) or not isinstance(x, int | float) or abs(x) > _MOST]
+    if wrong:
+        raise ValueError(f"a fit must be rows of finite numbers, found {str(wrong[0])[:40]!r} among them")
+    return np.array(rows, np.float32)

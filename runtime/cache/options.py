@@ -10,6 +10,7 @@ K and tau_0.) Larger eps makes thresholds smaller, so it recomputes more too. On
 a low_every that is left out follows R in whole steps, and may add a low-frequency step where R grows by one.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -96,9 +97,19 @@ class E2CRF:
             is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
             is_left_out = value is None and knob != "alpha_prior"
             require(is_left_out or is_number, f"{knob} must be a number", value, "leave it out for the default")
+        for knob in ("K", "alpha_prior", *_COUNTS, *_AMOUNTS):
+            value = getattr(self, knob)
+            is_huge = isinstance(value, int) and abs(value) > sys.float_info.max  # it has no float, nor need it print
+            require(not is_huge, f"{knob} must be a number that a float can hold", "a larger one", "take a smaller one")
+        weighting = self.energy_weighting
+        if weighting is not None:
+            require(isinstance(weighting, bool | np.bool_), "energy_weighting must be True or False", weighting,
+                    "leave it out for True")  # fmt: skip
+            object.__setattr__(self, "energy_weighting", bool(weighting))
         for knob, (least, usual) in _COUNTS.items():
             value = getattr(self, knob)
-            fits = value is None or bool(isinstance(value, int | np.integer) and value >= least)
+            is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            fits = value is None or bool(is_whole and value >= least)
             require(fits, f"{knob} must be a whole number of at least {least}", value, usual)
         for knob, (top, usual) in _AMOUNTS.items():
             value = getattr(self, knob)
@@ -113,11 +124,17 @@ class E2CRF:
             raise OptionError(f"tolerance is of trigger impact, found trigger {self._trigger}; set trigger to impact")
         if self.tau_warn is not None and self._trigger is not Trigger.FEATURE:
             raise OptionError(f"tau_warn is of trigger feature, found trigger {self._trigger}; set trigger to feature")
+        if self.tau_warn is not None and self.tau_safe is not None:  # above it a refresh comes before any threshold
+            require(self.tau_safe <= self.tau_warn, f"tau_safe must not exceed tau_warn = {self.tau_warn}",
+                    self.tau_safe, "lower it, or raise tau_warn")  # fmt: skip
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """A published parameter set, with some knobs changed."""
+        """A published parameter set, with some knobs changed; `a` is the published name of error_feedback."""
         word = parse_word(Preset, name, "preset")
+        if "a" in changes:
+            require("error_feedback" not in changes, "a and error_feedback are one knob", "both", "drop one of them")
+            changes["error_feedback"] = changes.pop("a")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(changes) - known):
             raise OptionError(f"unknown knob {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}")

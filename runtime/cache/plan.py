@@ -11,8 +11,8 @@ which it is off by more than `guard` times that is refreshed once more, half-way
 """
 
 import json
-import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -43,6 +43,7 @@ from runtime.solvers import Solver, TimeGrid
 PLAN_FILE = "plan.json"
 SCHEMA = 2
 _WITHOUT_FIT = 1  # the schema before it
+_REMEDY = "run `e2crf calibrate` again, or remove the file"
 
 
 def _is_count(value: object) -> bool:
@@ -51,6 +52,11 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shortened(one: str, other: str) -> tuple[str, str]:
+    """The beginnings of two digests, unless it is only behind these that they differ."""
+    return (one[:12], other[:12]) if one[:12] != other[:12] else (one, other)
 
 
 class PlanError(OptionError):
@@ -96,7 +102,7 @@ class Plan:
         require(len(self.fit) == expected, f"fit must have {expected} entries, one per refresh of "
                 f"{Reuse.RESIDUAL_FITTED}", len(self.fit), "calibrate again")  # fmt: skip
         numbers = (*self.surprise, self.guard)
-        require(all(_is_number(x) and math.isfinite(x) and x >= 0 for x in numbers),
+        require(all(_is_number(x) and 0 <= x <= sys.float_info.max for x in numbers),
                 "surprise and guard must be numbers that are not negative", numbers, "calibrate again")  # fmt: skip
         require(isinstance(self.measured, dict), "measured must be a record", self.measured, "calibrate again")
 
@@ -130,7 +136,7 @@ class Plan:
     def check(self, manifest: Manifest, steps: int, solver: str, grid: str) -> None:
         """Raise a `PlanError` unless the plan is for this bundle and these settings."""
         pairs = {
-            "checkpoint": (self.source_digest[:12], manifest.source.digest[:12]),
+            "checkpoint": _shortened(self.source_digest, manifest.source.digest),
             "steps": (self.steps, steps),
             "solver": (self.solver, solver),
             "time grid": (self.grid, grid),
@@ -169,7 +175,13 @@ class Plan:
 
 def read_plan(path: Path) -> Plan:
     """Read a plan file; a `PlanError` in one sentence for anything else."""
-    remedy = "run `e2crf calibrate` again, or remove the file"
+    try:
+        return _read(path, _REMEDY)
+    except RecursionError:
+        raise PlanError(f"{path} is not a plan (lists within lists, too many of them); {_REMEDY}") from None
+
+
+def _read(path: Path, remedy: str) -> Plan:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -190,9 +202,22 @@ def read_plan(path: Path) -> Plan:
             raise PlanError(f"{path}: {name} must be a list, found {value[name]!r}; {remedy}")
         value[name] = tuple(value[name])
     try:
-        return Plan(**value | {"fit": tuple(LinearHold.from_lists(one) for one in value["fit"])})
+        plan = Plan(**value | {"fit": tuple(LinearHold.from_lists(one) for one in value["fit"])})
+        _require_one_meaning(plan)
     except (OptionError, TypeError, ValueError) as error:
         raise PlanError(f"{path} is not a plan: {error}; {remedy}") from error
+    return plan
+
+
+def _require_one_meaning(plan: Plan) -> None:
+    """Refuse low steps that come to nothing: `calibrate` writes none, and a plan made in Python may have them."""
+    require(not plan.K or bool(plan.low_steps), "a K needs low_steps at which it is recomputed", plan.K,
+            "name them, or set K to 0")  # fmt: skip
+    require(bool(plan.K) or not plan.low_steps, "low_steps need a K to recompute", plan.low_steps,
+            "set K, or leave them out")  # fmt: skip
+    first = plan.refreshes[0]
+    early = tuple(i for i in plan.low_steps if i < first)
+    require(not early, f"low_steps must come after the first refresh, step {first}", early, "leave these out")
 
 
 @dataclass(frozen=True)

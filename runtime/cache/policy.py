@@ -11,8 +11,9 @@ A decision that needs no network may say until which step it is certain to stand
 these steps at once, in closed form.
 """
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Flag, StrEnum, auto
 from typing import Protocol
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.cache.hold import Hold
-from runtime.errors import OptionError
+from runtime.errors import OptionError, require
 from runtime.sde import Process, signal_to_noise
 from runtime.solvers import Times
 
@@ -74,6 +75,9 @@ class Event(StrEnum):
     def is_partial(self) -> bool:
         """Whether the step recomputed some tokens."""
         return self in (Event.LOW, Event.CHOSEN)
+
+
+_EVENTS = f"they are {', '.join(Event)}"
 
 
 @dataclass(frozen=True)
@@ -136,25 +140,47 @@ class Decision:
 
     Without a network call, `until` is the first step at which something else may be decided. After a full refresh
     `hold` says what is held instead of the values it made. An `OptionError` for an event without its tokens, or the
-    other way about.
+    other way about, and for tokens that are not such numbers. A trajectory makes some of a set for each of several
+    samples, [b, S]; no policy may.
     """
 
     event: Event
     tokens: Ints | None = None
     until: int = 0
     hold: Hold | None = None
+    reach: int = field(default=0, init=False, repr=False, compare=False)  # the least N that a policy may decide it for
 
     def __post_init__(self) -> None:
-        if (self.tokens is not None and len(self.tokens) > 0) != self.event.is_partial:
+        tokens = self.tokens
+        require(isinstance(self.event, Event), "what is decided must be a member of Event", self.event, _EVENTS)
+        if (tokens is not None) != self.event.is_partial or (isinstance(tokens, np.ndarray) and tokens.size == 0):
             raise OptionError(
                 f"{Event.LOW} and {Event.CHOSEN}, and only these, must name the tokens they recompute, found "
-                f"{self.event} with tokens {self.tokens}; without any it is {Event.REUSE}"
+                f"{self.event} with tokens {tokens}; without any it is {Event.REUSE}"
             )
+        if tokens is not None:
+            object.__setattr__(self, "reach", _reach(tokens))
 
     @property
     def asks_network(self) -> bool:
         """Whether any token is recomputed."""
         return self.event.is_full or self.tokens is not None
+
+
+def _reach(tokens: Ints) -> int:
+    """One more than the highest token, checked; beyond all models for the sets of several samples."""
+    is_array = isinstance(tokens, np.ndarray)
+    if not is_array or tokens.dtype.kind not in "iu" or tokens.ndim == 0:
+        found = f"{tokens.dtype} in {tokens.ndim} dimensions" if is_array else type(tokens).__name__
+        raise OptionError(f"tokens must be a row of whole numbers, found {found}; give np.array([...], np.int64)")
+    if tokens.ndim > 1:
+        return sys.maxsize
+    if not (tokens[1:] > tokens[:-1]).all():  # those of our own policies rise, which is quick to see
+        tokens = np.sort(tokens)
+        again = tokens[1:][tokens[1:] == tokens[:-1]].tolist()
+        require(not again, "tokens must be named once each", again, "leave these out")
+    require(bool(tokens[0] >= 0), "tokens must not be negative", int(tokens[0]), "count them from 0")
+    return int(tokens[-1]) + 1
 
 
 Decisions = Decision | Sequence[Decision]  # for all samples alike, or one for each

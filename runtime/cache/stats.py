@@ -58,19 +58,19 @@ class Stats:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user of a cache would want to be told: it never reused anything, or never refreshed."""
-        counts = self.event_counts
         if not self.work.calls:
             return ("the network was never asked: all steps lay in the prior phase, and the series are Gaussian noise "
                     "of the data's spectrum; take more steps, or lower alpha_prior",)  # fmt: skip
-        network = self.num_steps * self.num_samples - counts.get(Event.PRIOR, 0)
-        reused = sum(counts.get(event, 0) for event in (Event.REUSE, Event.LOW, Event.CHOSEN))
-        full = sum(counts.get(event, 0) for event in Event if event.is_full)
-        told = []
-        if network and not reused:
-            told.append("the cache never reused anything: every step after the prior phase was a full one; raise R")
-        if network > self.num_samples and full <= self.num_samples:
-            told.append("the cache was never refreshed after the first network step; lower R")
-        return tuple(told)
+        network = self.num_steps - self.sample_events[:, _COLUMN[Event.PRIOR]]  # [n], steps after the prior phase
+        if self.recomputed.sum() == network.sum() * self.num_tokens:
+            return ("the cache never reused anything: every step after the prior phase recomputed every token; raise "
+                    "R, max_age or a threshold, or lower K or the share of probes",)  # fmt: skip
+        full = self.sample_events[:, [_COLUMN[event] for event in Event if event.is_full]].sum(axis=1)
+        stale = int(np.count_nonzero((network > 1) & (full <= 1)))
+        if not stale:
+            return ()
+        which = "" if stale == self.num_samples else f" in {stale} of {self.num_samples} samples"
+        return (f"the cache was never refreshed after the first network step{which}; lower R",)
 
     def heatmap(self) -> NDArray[np.float64]:
         """Share of samples and tokens recomputed, by frequency and step: [F, T] in [0, 1]."""
