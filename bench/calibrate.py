@@ -48,7 +48,7 @@ class CalibrateOptions:
     search: bool = False  # these three from the frontier of speed and quality
     budget: float = 0.02  # sliced Wasserstein may grow by this share
     reference: Path | None = None  # real series; None: the model's own samples judge
-    minutes: float = 12.0  # aimed at, on the machine it runs on
+    minutes: float = 12.0  # aimed at, on the machine it runs on; a quarter more is the most
     most_refreshes: int = 32
     batch_size: int = 64
     seed: int = 0

@@ -4,16 +4,18 @@ In this order, each stage shown by the progress bar:
 
 1. *Uncached* trajectories, the thing to be replaced; and *dense* ones, every step recomputed after a short prior
    phase, which say where along the way the residual of the network drifts and what that does to the series (`drift`).
+   Both on noise of their own, of which the search knows no more than that drift.
 2. *The bar*: the quality (`judges`) of many refreshes, on the noise the search uses. An uncached run of that many
-   samples would take hours; how far the two differ is measured on the samples both have.
+   samples would take hours; how far the two differ is measured on the noise of the uncached ones.
 3. *The search*: for 1, 2, 3, ... refreshes, where the first of them lies, how the others are spaced, what is reused
    (what is held fitted to the model, where the solver allows it: `fit`), and whether low frequencies are recomputed in
-   between (`candidates`). No more are tried when it has all taken half as long again as it was given.
+   between (`candidates`). No more are tried when what is left to do would end later than a quarter more than the
+   time that was given (a minute at least); the best of those tried goes on.
 4. *The check* on noise that the search has not seen: sliced Wasserstein in the time and in the frequency domain
-   within the budget of the bar, no more diverged samples, and spectra and autocorrelations as near to the real ones but
-   for a slack. The first number of refreshes that passes is the plan. Where none does, the best one is, if it is within
-   the budget of what computing every step gives (the better of uncached and dense, on their noise): many refreshes can
-   be better than all of them.
+   within the budget of the bar, no larger share of diverged samples than uncached, and spectra and autocorrelations as
+   near to the real ones but for a slack. The first number of refreshes that passes is the plan. Where none does, the
+   best one is, if on the noise of uncached and dense it is within the budget of the better of these (at least eight
+   samples) and diverges no more than uncached: many refreshes can be better than computing every step.
 
 The plan then gets its guard (`guard`).
 """
@@ -49,6 +51,9 @@ _FINALISTS = 8  # best of a number of refreshes, tried again on more samples
 _CHECKS = 4  # promising plans of a number of refreshes that are checked, the cheapest first
 _MANY, _EVERY_STEP = "many refreshes", "every step computed"  # what a plan is held against
 _HELD_OUT_SEED = 1 << 20  # added to the seed: noise that the search has not seen
+_EVERY_STEP_SEED = 4 * _HELD_OUT_SEED  # added to it for uncached and dense trajectories
+_LEAST_UNCACHED = 8  # samples that are compared with every step computed
+_LEAST_SECONDS, _LATER = 60.0, 1.25  # within which all ends: the first, or so many times what was asked for
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def sizes_for(minutes: float, steps: int, pass_seconds: float) -> Sizes:
     uncached, teacher, search, check = (int(passes / divisor) for divisor in divisors)
     search = max(16, min(search, 128))
     return Sizes(
-        uncached=max(8, min(uncached, 256)),
+        uncached=max(_LEAST_UNCACHED, min(uncached, 256)),
         teacher=max(48, min(teacher, 192)),
         search=search,
         final=4 * search,
@@ -101,7 +106,7 @@ class _Found:
     plan: Plan
     score: Score  # on held-out noise
     tried: list[dict[str, Any]]  # the plans that were checked
-    time_was_up_after: int | None = None  # refreshes; None where it sufficed
+    time_was_up_after: int | None = None  # refreshes, the last that were begun; None where it sufficed
 
 
 class Calibration:
@@ -115,7 +120,9 @@ class Calibration:
         self.solver, self.steps, self.grid = Solver(solver), steps, TimeGrid(options.grid)
         self.planner = Planner(model, self.solver, steps, self.grid, progress)
         self.begun = time.perf_counter()
-        self.deadline = self.begun + max(60.0, 90.0 * options.minutes)  # half as long again
+        self.deadline = self.begun + max(_LEAST_SECONDS, _LATER * 60.0 * options.minutes)
+        self.overhead = 0.0  # seconds of a sample beside its passes
+        self._was_cut = False  # whether anything was not tried for want of time
 
     def run(self) -> Plan:
         """All stages."""
@@ -123,27 +130,27 @@ class Calibration:
         planner.price_low_steps()
         sizes = sizes_for(options.minutes, self.steps, self.per_pass)
         self.judges = self._judges(sizes.check)  # first, since a file that cannot be read should not cost minutes
-        score = self.judges.score
-        uncached = self._draw("uncached trajectories", sizes.uncached, None)
-        dense, planner.drift = self._dense(sizes.uncached)
+        score, on_its_noise = self.judges.score, options.seed + _EVERY_STEP_SEED
+        uncached = score(self._draw("uncached trajectories", sizes.uncached, None, seed=on_its_noise))
+        dense, planner.drift = self._dense(sizes.uncached, on_its_noise)
         bar_plan = planner.plan(BAR, _BAR_REFRESHES)
-        bar_found = self._draw("the bar", sizes.final, bar_plan)
-        bars = {n: self.judges.score_series(bar_found.series[:n]) for n in (sizes.search, sizes.final)}
+        bar_there = self._draw("the bar on the noise of uncached", sizes.uncached, bar_plan, seed=on_its_noise)
+        bars = {n: score(self._draw("the bar", n, bar_plan)) for n in (sizes.search, sizes.final)}
+        begun = time.perf_counter()
         held_out_bar = score(self._draw("the bar on held-out noise", sizes.check, bar_plan, held_out=True))
+        took = time.perf_counter() - begun
+        self.overhead = max(0.0, took / sizes.check - len(bar_plan.refreshes) * self.per_pass)
         for n, bar in (*bars.items(), (sizes.check, held_out_bar)):
             require_finite(n if np.isfinite(bar.time) else 0, n)
         if not planner.schedule.is_multistep:
             planner.teacher = self._teacher(sizes.teacher)
-        found = self._search(sizes, bars, held_out_bar)
+        found = self._search(sizes, bars, held_out_bar, uncached)
         plan = with_guard(found.plan, lambda cache: self._draw("the guard", sizes.final, cache))
-        both = min(sizes.uncached, sizes.final)
-        same = self._draw("the plan", both, plan).series
-        on_same = self.judges.score_series(same)
-        every_step = min(
-            (self.judges.score_series(one.series[:both]) for one in (uncached, dense)), key=lambda s: s.time
-        )
-        held = {_MANY: found.score.within(held_out_bar, options.budget),
-                _EVERY_STEP: on_same.within(every_step, options.budget)}  # fmt: skip
+        there = self._draw("the plan", sizes.uncached, plan, seed=on_its_noise)
+        plan_there, dense_there = score(there), score(dense)
+        every_step = min(uncached, dense_there, key=lambda s: s.time)
+        held = {_MANY: found.score.within(held_out_bar, uncached, options.budget),
+                _EVERY_STEP: plan_there.within(every_step, uncached, options.budget)}  # fmt: skip
         measured = {
             "budget": options.budget,
             "met": any(held.values()),
@@ -157,13 +164,13 @@ class Calibration:
                 "check": sizes.check,
             },
             "judges": self.judges.name,
-            "uncached": score(uncached).to_dict(),
-            "dense": score(dense).to_dict(),
-            "plan_on_noise_of_uncached": on_same.to_dict(),
+            "uncached": uncached.to_dict(),
+            "dense": dense_there.to_dict(),
+            "plan_on_noise_of_uncached": plan_there.to_dict(),
             "bar_held_out": held_out_bar.to_dict(),
             "plan_held_out": found.score.to_dict(),
-            "paired_bar_to_dense": paired_error(bar_found.series[:both], dense.series[:both], self.judges.reference),
-            "paired_plan_to_dense": paired_error(same, dense.series[:both], self.judges.reference),
+            "paired_bar_to_dense": paired_error(bar_there.series, dense.series, self.judges.reference),
+            "paired_plan_to_dense": paired_error(there.series, dense.series, self.judges.reference),
             "drift": _coarse(planner.drift),
             "tried": found.tried,
             "time_was_up_after_refreshes": found.time_was_up_after,
@@ -180,11 +187,11 @@ class Calibration:
         own = self._draw("series that judge", 2 * max(n, 64), plan, seed=options.seed + 2 * _HELD_OUT_SEED)
         return own_judges(own.series, options.seed)
 
-    def _dense(self, n: int) -> tuple[Samples, Drift]:
+    def _dense(self, n: int, seed: int) -> tuple[Samples, Drift]:
         """Every step recomputed after a short prior phase, and the drift of the residual along the way."""
         drift = Drift(self.planner.schedule, self.model.facts.weight)
         cache = E2CRF(policy=PolicyName.NEVER, alpha_prior=_DENSE_ALPHA)
-        drawn = self._draw("dense trajectories", n, cache, also=drift.watch)
+        drawn = self._draw("dense trajectories", n, cache, seed=seed, also=drift.watch)
         return drawn, drift
 
     def _teacher(self, n: int) -> Teacher:
@@ -196,56 +203,80 @@ class Calibration:
         self._draw("trajectories to fit to", n, many, seed=teacher.seed, also=teacher.watch)
         return teacher
 
-    def _search(self, sizes: Sizes, bars: dict[int, Score], held_out_bar: Score) -> _Found:
-        """The plan with the fewest refreshes that passes the check, else the best one that was tried."""
+    def _search(self, sizes: Sizes, bars: dict[int, Score], held_out_bar: Score, uncached: Score) -> _Found:
+        """The plan with the fewest refreshes that passes the check, else the best one that was tried.
+
+        Of every number of refreshes that is begun at least one plan is checked, also when the time is up.
+        """
         budget, tried = self.options.budget, list[dict[str, Any]]()
         best: tuple[Plan, Score] | None = None
         last = 0  # number of refreshes
         candidates = first_candidates(can_fit=self.planner.teacher is not None)
         for count in counts_up_to(self.options.most_refreshes):
-            if best is not None and time.perf_counter() > self.deadline:
-                return _Found(*best, tried, time_was_up_after=last)
-            ranked = self._ranked(candidates, count, sizes.search, bars[sizes.search])
+            if best is not None and self._time_is_up(count, sizes):
+                break
+            last = count
+            ranked = self._ranked(candidates, count, sizes, bars[sizes.search])
             tried_here = [entry.candidate for entry in ranked]
             plain = [candidate for candidate in tried_here if not candidate.reuse.is_fitted][:_KEPT]
             fitted = [candidate for candidate in tried_here if candidate.reuse.is_fitted][: _KEPT // 2]
             if count > 1:  # one refresh is not spaced, so it says nothing of spacings
                 # The way of the bar stays: with enough refreshes it meets the budget.
                 candidates = list(dict.fromkeys([*plain, *fitted, BAR]))
-            if self.planner.can_split:
+            if self.planner.can_split and not self._time_is_up(count, sizes):
                 with_lows = [replace(candidate, lows=lows) for candidate in plain[:4] for lows in (1, 2)]
-                ranked += self._ranked(with_lows, count, sizes.search, bars[sizes.search])
+                ranked += self._ranked(with_lows, count, sizes, bars[sizes.search])
             finalists = sorted(ranked, key=lambda entry: entry.over)[:_FINALISTS]
-            finalists = [self._rescored(entry, count, sizes.final, bars[sizes.final]) for entry in finalists]
-            promising = sorted((entry for entry in finalists if entry.over <= budget), key=lambda entry: entry.price)
-            for entry in promising[:_CHECKS] or [min(finalists, key=lambda entry: entry.over)]:
+            finalists = [self._rescored(entry, count, sizes, bars[sizes.final]) for entry in finalists]
+            promising = [entry for entry in finalists if entry.over <= budget]
+            promising.sort(key=lambda entry: (entry.price, entry.over))
+            chosen = promising[:_CHECKS] or [min(finalists, key=lambda entry: entry.over)]
+            for index, entry in enumerate(chosen):
+                if index > 0 and self._time_is_up(count, sizes):
+                    break
                 drawn = self._draw(f"checking {count} refreshes", sizes.check, entry.plan, held_out=True)
                 score = self.judges.score(drawn)
                 tried.append(entry.plan.measured | {"search": entry.over, "held_out": score.over(held_out_bar)})
-                if best is None or score.over(held_out_bar) < best[1].over(held_out_bar):
+                badness = score.diverges_more(uncached), score.over(held_out_bar)
+                if best is None or badness < (best[1].diverges_more(uncached), best[1].over(held_out_bar)):
                     best = entry.plan, score
-                if score.within(held_out_bar, budget):
-                    return _Found(entry.plan, score, tried)
-            last = count
+                if score.within(held_out_bar, uncached, budget):
+                    return _Found(entry.plan, score, tried, last if self._was_cut else None)
         assert best is not None
-        return _Found(*best, tried)
+        return _Found(*best, tried, last if self._was_cut else None)
 
-    def _rescored(self, entry: _Entry, count: int, n: int, bar: Score) -> _Entry:
-        """The same on more samples."""
-        drawn = self._draw(f"trying {count} refreshes again", n, entry.plan)
+    def _time_is_up(self, count: int, sizes: Sizes) -> bool:
+        """Whether one more draw, then the check, the guard and the comparison with uncached, would end too late."""
+        num_samples = max(sizes.final, sizes.check) + sizes.check + sizes.final + sizes.uncached
+        left = num_samples * (self.overhead + count * self.per_pass)
+        is_up = time.perf_counter() + left > self.deadline
+        self._was_cut |= is_up  # whoever asks leaves something out
+        return is_up
+
+    def _rescored(self, entry: _Entry, count: int, sizes: Sizes, bar: Score) -> _Entry:
+        """The same on more samples, if there is the time."""
+        if self._time_is_up(count, sizes):
+            return entry
+        drawn = self._draw(f"trying {count} refreshes again", sizes.final, entry.plan)
         return replace(entry, over=self.judges.score(drawn).over(bar))
 
-    def _ranked(self, candidates: Sequence[Candidate], count: int, n: int, bar: Score) -> list[_Entry]:
-        """The candidates with so many refreshes, best first; those that come to the same plan once."""
-        plans = {
-            (plan.refreshes, plan.low_steps, plan.reuse): (candidate, plan)
-            for candidate in candidates
-            for plan in [self.planner.plan(candidate, count)]
-        }
-        entries = [
-            _Entry(self.judges.score(self._draw(f"trying {count} refreshes", n, plan)).over(bar), candidate, plan)
-            for candidate, plan in plans.values()
-        ]
+    def _ranked(self, candidates: Sequence[Candidate], count: int, sizes: Sizes, bar: Score) -> list[_Entry]:
+        """The candidates with so many refreshes, best first; those that come to the same plan once.
+
+        When the time is up they are as many as were tried, at least one.
+        """
+        plans: dict[tuple[object, ...], tuple[Candidate, Plan]] = {}
+        for candidate in candidates:
+            if plans and self._time_is_up(count, sizes):
+                break
+            plan = self.planner.plan(candidate, count)
+            plans[plan.refreshes, plan.low_steps, plan.reuse] = candidate, plan
+        entries = list[_Entry]()
+        for candidate, plan in plans.values():
+            if entries and self._time_is_up(count, sizes):
+                break
+            drawn = self._draw(f"trying {count} refreshes", sizes.search, plan)
+            entries.append(_Entry(self.judges.score(drawn).over(bar), candidate, plan))
         return sorted(entries, key=lambda entry: entry.over)
 
     def _draw(

@@ -25,8 +25,8 @@ from runtime.sde import process_from_facts, signal_to_noise
 from runtime.solvers import Solver, TimeGrid
 
 SPACINGS = ("power 1", "power 1.5", "power 2", "power 3", "logsnr", "drift")
-_ALPHAS = (0.1, 0.2, 0.3, 0.45, 0.6)
-_MODES = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
+_ALPHAS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
+_MODES = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR, Reuse.DATA)
 _FITTED_SPACINGS = ("power 1", "power 1.5", "power 2")
 _COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 _LOW_FREQUENCIES = 3  # the K that is tried

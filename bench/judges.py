@@ -9,7 +9,7 @@ and autocorrelations are off: a plan that asks the network too early draws serie
 distance, made of what has energy, does not see it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,18 @@ class Score:
 
     time: float
     frequency: float
-    num_diverged: int
+    num_diverged: int  # as the sampler counts them: not finite, or far outside the data
+    num_samples: int
     spectral: float = 0.0  # dB
     autocorrelation: float = 0.0
 
-    def within(self, bar: "Score", budget: float) -> bool:
-        """Whether this is no worse than the bar by more than the budget."""
-        return self.over(bar) <= budget and self.num_diverged <= bar.num_diverged
+    def within(self, bar: "Score", uncached: "Score", budget: float) -> bool:
+        """Whether this is no worse than the bar by more than the budget, and diverges no more than uncached."""
+        return self.over(bar) <= budget and not self.diverges_more(uncached)
+
+    def diverges_more(self, uncached: "Score") -> bool:
+        """Whether a larger share of the samples diverged than of the uncached ones; of none it is never larger."""
+        return self.num_diverged * uncached.num_samples > uncached.num_diverged * self.num_samples
 
     def over(self, bar: "Score") -> float:
         """How much worse than the bar: the larger growth of both domains, or what exceeds a slack of the others."""
@@ -68,21 +73,21 @@ class Judges:
     directions: NDArray[np.float64]
 
     def score(self, drawn: Samples) -> Score:
-        """The score of samples; the sampler says which of them diverged."""
-        return replace(self.score_series(drawn.series), num_diverged=drawn.stats.num_diverged)
+        """The score of samples by those that are finite; infinitely bad where fewer than two are.
 
-    def score_series(self, series: Series) -> Score:
-        """The score of series [n, N, C] by those that are finite; infinitely bad where fewer than two are."""
+        The sampler says which of them diverged: a finite one may have left the data too.
+        """
+        series, num_diverged = drawn.series, drawn.stats.num_diverged
         kept = series[np.isfinite(series).all(axis=(1, 2))].astype(np.float64)
         if len(kept) < 2:
-            return Score(np.inf, np.inf, len(series), np.inf, np.inf)
+            return Score(np.inf, np.inf, num_diverged, len(series), np.inf, np.inf)
         real = self.reference.series.astype(np.float64)
         in_time, in_frequency = (
             mean_of_roots(sliced_distances(a.reshape(len(a), -1), b.reshape(len(b), -1), self.directions))
             for a, b in ((kept, real), (dft(kept), dft(real)))
         )
         others = spectral_distance(kept, real), autocorrelation_distance(kept, real)
-        return Score(in_time, in_frequency, len(series) - len(kept), *(float(np.nan_to_num(one)) for one in others))
+        return Score(in_time, in_frequency, num_diverged, len(series), *(float(np.nan_to_num(one)) for one in others))
 
 
 def real_judges(path: Path, seed: int) -> Judges:

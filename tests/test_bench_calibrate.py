@@ -157,11 +157,13 @@ def test_each_stage_has_its_own_noise(exact: Model, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(exact, "sample", spy)
     calibration(exact, told, seed=3).run()
     by_noise = {doing: seed for doing, (seed,) in seeds.items()}
-    searched = ("uncached trajectories", "dense trajectories", "the bar", "trying 1 refreshes", "the plan")
+    searched = ("the bar", "trying 1 refreshes", "trying 1 refreshes again", "the guard")
     assert {by_noise[doing] for doing in searched} == {3}
     checked = {by_noise["the bar on held-out noise"], by_noise["checking 1 refreshes"]}
-    assert len(checked) == 1
-    assert len({3, by_noise["series that judge"], by_noise["trajectories to fit to"]} | checked) == 4
+    compared = ("uncached trajectories", "dense trajectories", "the bar on the noise of uncached", "the plan")
+    every_step = {by_noise[doing] for doing in compared}
+    assert len(checked) == len(every_step) == 1
+    assert len({3, by_noise["series that judge"], by_noise["trajectories to fit to"]} | checked | every_step) == 5
 
 
 def test_progress_is_told_by_stage_and_never_runs_backwards(correlated: Model) -> None:
@@ -254,7 +256,7 @@ def test_else_the_models_own_series_judge_and_that_is_said(exact: Model) -> None
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_refreshes_rise_from_the_prior_phase_on(process: Process, spacing: str) -> None:
     calibrating = calibration(gaussian(12, process, "frequency").model)
-    _, calibrating.planner.drift = calibrating._dense(4)
+    _, calibrating.planner.drift = calibrating._dense(4, 0)
     for alpha_prior in (0.1, 0.3, 0.6):
         for count in (1, 2, 5, 16, 32):
             refreshes = calibrating.planner.plan(Candidate(alpha_prior, spacing, Reuse.RESIDUAL), count).refreshes

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 import bench.calibrate
 from bench.calibrate import CalibrateOptions, _fastest, as_good, calibrate, search_settings
 from bench.calibration import Calibration
-from bench.candidates import BAR, SPACINGS, Candidate
+from bench.candidates import BAR, SPACINGS, Candidate, first_candidates
 from bench.contenders import Contender
-from bench.judges import Score
+from bench.judges import Score, own_judges
 from bench.machine import describe_machine
 from bench.pareto import ParetoOptions
 from bench.records import Kind, Record, Row, now, write_records
@@ -29,7 +28,7 @@ from runtime.sampler import Model, load
 from runtime.sde import VP
 from runtime.solvers import Solver
 from tests import calibrating
-from tests.calibrating import SHORTEST, STEPS, calibration
+from tests.calibrating import SHORTEST, STEPS, calibration, diverging, far_off, slow_clock
 from tests.tiny import gaussian
 
 exact, correlated = calibrating.exact, calibrating.correlated
@@ -50,7 +49,8 @@ def _restless(model: Model) -> Model:
     return model
 
 
-def test_a_budget_that_cannot_be_met_is_said_to_be() -> None:
+def test_a_budget_that_cannot_be_met_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    far_off(monkeypatch)
     model = _restless(gaussian(16, VP(), "frequency").model)
     plan = calibration(model, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=2).run()
     told = plan.measured
@@ -63,13 +63,13 @@ def test_a_budget_that_cannot_be_met_is_said_to_be() -> None:
     assert told["time_was_up_after_refreshes"] is None  # all that were to be tried were
 
 
-@pytest.mark.parametrize(("seconds", "tried"), [(70, "1 refresh"), (25, "3 refreshes")])
+@pytest.mark.parametrize(("pass_seconds", "least"), [(6e-3, 1), (2.5e-3, 2)])
 def test_a_search_that_its_time_ended_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], seconds: int, tried: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], pass_seconds: float, least: int
 ) -> None:
-    """A clock that goes on by so much whenever it is read, before every number of refreshes; a minute is the least."""
-    clock = count(0, seconds)
-    monkeypatch.setattr("bench.calibration.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    """A minute is the least, of which all that goes before the search takes the larger or the smaller part."""
+    slow_clock(monkeypatch, pass_seconds)
+    far_off(monkeypatch)
     restless = _restless(gaussian(16, VP(), "frequency").model)
     monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: restless)
     folder = write_gaussian_bundle(tmp_path / "bundle")
@@ -79,9 +79,49 @@ def test_a_search_that_its_time_ended_says_so(
     assert stop.value.code == 1
     printed = capfd.readouterr()
     remedies = "a larger --minutes may try more; else allow a larger --budget, or train longer"
-    assert f"nothing was written: the time was up after {tried}, {remedies}" in " ".join(printed.err.split())
     told = json.loads(printed.out)["measured"]
+    last = told["time_was_up_after_refreshes"]
+    assert last >= least
+    tried = "1 refresh" if last == 1 else f"{last} refreshes"
+    assert f"nothing was written: the time was up after {tried}, {remedies}" in " ".join(printed.err.split())
+    assert told["seconds"] <= 60
     assert len(told["tried"]) == told["time_was_up_after_refreshes"] == max(entry["passes"] for entry in told["tried"])
+
+
+@pytest.mark.parametrize(("pass_seconds", "is_cut_at_once"), [(8e-3, True), (6e-3, False), (2e-3, False)])
+def test_all_ends_by_the_deadline(monkeypatch: pytest.MonkeyPatch, pass_seconds: float, is_cut_at_once: bool) -> None:
+    """The search stops between two candidates, with time left for the check, the guard and the comparison."""
+    model = _restless(gaussian(16, VP(), "frequency").model)
+    stages = slow_clock(monkeypatch, pass_seconds)
+    begun = calibration(model, solver=Solver.ANCESTRAL, budget=0.0)
+    told = begun.run().measured
+    assert begun.deadline == 60
+    assert told["seconds"] <= 60
+    last = told["time_was_up_after_refreshes"]
+    assert 1 <= last < 32
+    assert stages[-2:] == ["the guard", "the plan"]
+    assert stages.count(f"checking {last} refreshes") >= 1
+    plans = [begun.planner.plan(candidate, 1) for candidate in first_candidates(can_fit=True)]
+    whole = len({(plan.refreshes, plan.reuse) for plan in plans})
+    assert (stages.count("trying 1 refreshes") < whole) == is_cut_at_once
+
+
+def test_a_quarter_more_than_was_asked_for_is_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default of 12 minutes that is a quarter of an hour, on samples for as long."""
+    model = _restless(gaussian(16, VP(), "frequency").model)
+    slow_clock(monkeypatch, 0.02)
+    options = CalibrateOptions(Path("none"), (STEPS,), budget=0.0)
+    told = Calibration(model, options, Solver.ANCESTRAL, STEPS, lambda doing, share: None, 0.02).run().measured
+    assert told["time_was_up_after_refreshes"] is not None
+    assert 60 * options.minutes / 2 < told["seconds"] <= 15 * 60
+
+
+def test_a_search_with_time_enough_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch, correlated: Model) -> None:
+    plan = calibration(correlated).run()
+    slow_clock(monkeypatch, 1e-6)
+    again = calibration(correlated).run()
+    assert (again.refreshes, again.measured["tried"]) == (plan.refreshes, plan.measured["tried"])
+    assert again.measured["time_was_up_after_refreshes"] is None
 
 
 def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_still(
@@ -92,13 +132,13 @@ def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_sti
     search = Calibration._search
 
     def far_from_the_bar(self: Calibration, *arguments: Any) -> Any:
-        return replace(search(self, *arguments), score=Score(9.0, 9.0, 0))
+        return replace(search(self, *arguments), score=Score(9.0, 9.0, 0, 32))
 
     monkeypatch.setattr(Calibration, "_search", far_from_the_bar)
     told = calibration(correlated, budget=0.05).run().measured
     assert (told["met"], told["within_budget_of"]) == (True, "every step computed")
-    restless = _restless(gaussian(16, VP(), "frequency").model)
-    told = calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=2).run().measured
+    far_off(monkeypatch)
+    told = calibration(correlated, budget=0.05).run().measured
     assert (told["met"], told["within_budget_of"]) == (False, None)
 
 
@@ -149,23 +189,71 @@ def test_a_larger_budget_is_never_dearer(correlated: Model) -> None:
     assert passes[0] > passes[-1] == 1
 
 
-def test_a_score_is_within_the_budget_in_both_domains_and_of_no_more_diverged() -> None:
-    bar = Score(1.0, 2.0, 1)
-    assert Score(1.1, 2.2, 1).within(bar, 0.1 + 1e-9)
-    assert not Score(1.1, 2.3, 1).within(bar, 0.1 + 1e-9)
-    assert not Score(1.2, 2.0, 1).within(bar, 0.1)
-    assert not Score(1.0, 2.0, 2).within(bar, 0.1)
-    assert Score(0.9, 2.5, 0).over(bar) == pytest.approx(0.25)
+def test_a_score_is_within_the_budget_in_both_domains() -> None:
+    bar = Score(1.0, 2.0, 0, 8)
+    assert Score(1.1, 2.2, 0, 8).within(bar, bar, 0.1 + 1e-9)
+    assert not Score(1.1, 2.3, 0, 8).within(bar, bar, 0.1 + 1e-9)
+    assert not Score(1.2, 2.0, 0, 8).within(bar, bar, 0.1)
+    assert Score(0.9, 2.5, 0, 8).over(bar) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("diverged", "of_uncached", "is_within"),
+    [((0, 32), (0, 8), True), ((1, 1024), (0, 8), False), ((4, 32), (1, 8), True), ((5, 32), (1, 8), False),
+     ((0, 1), (8, 8), True), ((1, 8), (2, 32), False)],
+)  # fmt: skip
+def test_no_larger_share_may_diverge_than_of_the_uncached_samples(
+    diverged: tuple[int, int], of_uncached: tuple[int, int], is_within: bool
+) -> None:
+    bar = Score(1.0, 1.0, 9, 9)  # whose own share says nothing
+    assert Score(1.0, 1.0, *diverged).within(bar, Score(1.0, 1.0, *of_uncached), 0.1) is is_within
+
+
+@pytest.mark.parametrize(
+    ("stages", "held"),
+    [
+        (["none"], "many refreshes"),
+        (["checking"], "every step computed"),
+        (["checking", "the plan"], None),
+        (["checking", "the bar"], "every step computed"),  # the bar may not excuse it
+        (["checking", "the plan", "uncached"], "many refreshes"),  # 1 of 8 uncached, 1 of 32 on held-out noise
+    ],
+)
+def test_a_plan_that_diverges_more_than_uncached_is_not_met(
+    monkeypatch: pytest.MonkeyPatch, correlated: Model, stages: list[str], held: str | None
+) -> None:
+    diverging(monkeypatch, *stages)
+    told = calibration(correlated, budget=5.0, most_refreshes=2).run().measured
+    assert (told["met"], told["within_budget_of"]) == (held is not None, held)
+    assert (len(told["tried"]) == 1) == (held == "many refreshes")  # else the search went on
+
+
+def test_of_plans_that_are_not_met_one_that_diverges_is_the_last_to_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    restless = _restless(gaussian(16, VP(), "frequency").model)
+    tried = calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=2).run().measured["tried"]
+    best = 1 + min((0, 1), key=lambda index: tried[index]["held_out"])
+    diverging(monkeypatch, f"checking {best} refreshes")
+    told = calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=2).run().measured
+    assert told["passes"] == 3 - best
+    assert told["plan_held_out"]["num_diverged"] == 0
+
+
+def test_a_score_counts_what_the_sampler_says_has_diverged(correlated: Model) -> None:
+    judges = own_judges(correlated.sample(32, steps=STEPS, cache=None).series, 0)
+    drawn = correlated.sample(16, steps=STEPS, cache=None, seed=1)
+    assert (judges.score(drawn).num_diverged, judges.score(drawn).num_samples) == (0, 16)
+    far = replace(drawn, stats=replace(drawn.stats, num_diverged=3))  # though all are finite
+    assert judges.score(far).num_diverged == 3
 
 
 def test_a_plan_that_smooths_is_no_better_for_its_smaller_distance() -> None:
     """The slacks are 1 dB and 0.03; what exceeds them counts in tens of dB and as it is."""
-    bar = Score(1.0, 1.0, 0, spectral=3.0, autocorrelation=0.03)
-    assert Score(0.9, 0.9, 0, spectral=3.9, autocorrelation=0.05).within(bar, 0.0)
-    assert not Score(0.9, 0.9, 0, spectral=10.8, autocorrelation=0.05).within(bar, 0.02)
-    assert not Score(0.9, 0.9, 0, spectral=3.0, autocorrelation=0.19).within(bar, 0.02)
-    assert Score(0.9, 0.9, 0, spectral=10.8).over(bar) == pytest.approx(0.68)
-    assert Score(0.9, 0.9, 0, autocorrelation=0.19).over(bar) == pytest.approx(0.13)
+    bar = Score(1.0, 1.0, 0, 8, spectral=3.0, autocorrelation=0.03)
+    assert Score(0.9, 0.9, 0, 8, spectral=3.9, autocorrelation=0.05).within(bar, bar, 0.0)
+    assert not Score(0.9, 0.9, 0, 8, spectral=10.8, autocorrelation=0.05).within(bar, bar, 0.02)
+    assert not Score(0.9, 0.9, 0, 8, spectral=3.0, autocorrelation=0.19).within(bar, bar, 0.02)
+    assert Score(0.9, 0.9, 0, 8, spectral=10.8).over(bar) == pytest.approx(0.68)
+    assert Score(0.9, 0.9, 0, 8, autocorrelation=0.19).over(bar) == pytest.approx(0.13)
 
 
 def _spoilt(model: Model, is_spoilt: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> None:

@@ -282,15 +282,17 @@ def without_fit(model: Model, monkeypatch: pytest.MonkeyPatch, **options: Any) -
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.02])
-def test_a_fit_spares_refreshes(correlated: Model, monkeypatch: pytest.MonkeyPatch, budget: float) -> None:
-    """Measured: 1 instead of 3 at budget 0, and of 2 at 0.02, at a fraction of the paired error."""
+def test_a_fit_comes_nearer_to_every_step_with_no_more_refreshes(
+    correlated: Model, monkeypatch: pytest.MonkeyPatch, budget: float
+) -> None:
+    """Measured: one call each; of residuals alone it was 3 without a fit at budget 0, and 2 at 0.02."""
     fitted = calibration(correlated, budget=budget).run()
     plain = without_fit(correlated, monkeypatch, budget=budget)
     assert fitted.measured["met"]
     assert plain.measured["met"]
     assert (fitted.reuse, len(fitted.fit)) == (Reuse.RESIDUAL_FITTED, len(fitted.refreshes))
     assert plain.fit == ()
-    assert fitted.measured["passes"] < plain.measured["passes"]
+    assert fitted.measured["passes"] <= plain.measured["passes"]
     assert fitted.measured["paired_plan_to_dense"] < 0.5 * plain.measured["paired_plan_to_dense"]
 
 
