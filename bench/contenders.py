@@ -7,12 +7,13 @@ What a cache is set against, each in the best form that was found for it:
 
 - *fewer steps* (`few_steps.py`): no reuse, a closed-form prior phase, a coarse time grid; by every solver in its best
   grid and phase.
-- *plan without its fit*: the same refreshes, the residual held or extrapolated as it is.
+- *plan without its fit*: the same refreshes, whatever is reused held or extrapolated as it is.
 - *Taylor* (`taylor.py`): what TaylorSeer and cache-dit do, at a constant interval, and friendlier at the plan's steps.
 - *K/V only* (`kv_only.py`): what the published E2-CRF code does at every step; also put into the few-step rival.
 - *published E2-CRF*: its README's parameters over stale features, no prior phase. *Stale features* is its friendlier
-  form, at the plan's steps.
-- *fixed interval*: this cache without a calibrated schedule.
+  form, at the plan's steps or at a constant interval.
+- *fixed interval*: this cache without a calibrated schedule, in its best mode of reuse and prior phase. With the data
+  prediction reused it is few long steps after a prior phase in fine ones.
 
 All of them take as many passes as the cached row, but for those that cannot: `Way.has_own_cost`. The best form is the
 one that misses least (`miss_from`): few steps of some solvers draw series that are too smooth, which sliced Wasserstein
@@ -40,7 +41,7 @@ from bench.whole_steps import WholeSteps
 from runtime.backends.base import BackendName
 from runtime.cache.options import E2CRF, PolicyName, Preset
 from runtime.cache.plan import Plan
-from runtime.cache.policy import Cache, Reuse, steps_of
+from runtime.cache.policy import UNFITTED, Cache, Reuse, steps_of
 from runtime.errors import CacheWarning
 from runtime.sampler import Model, Samples, StepInfo
 from runtime.score import Graphs
@@ -62,7 +63,7 @@ class Way(StrEnum):
     FEWER_EACH = "fewer steps of"  # one solver, which the name of the row goes on with
     UNFITTED = "plan without its fit"
     INTERVAL = "fixed interval"
-    STALE = "stale features"  # at the plan's steps
+    STALE = "stale features"
     TAYLOR = "Taylor, order 1"
     TAYLOR_PLANNED = "Taylor, order 1, plan's steps"
     TAYLOR_SECOND = "Taylor, order 2"
@@ -244,13 +245,14 @@ def rivals_of(
     rival are chosen by. What needs a transformer in fp32 on ONNX Runtime, or K/V, is left out where there is none.
     """
     count, priors = whole_passes(passes), priors_of(cached)
-    modes = (Reuse.RESIDUAL, Reuse.RESIDUAL_LINEAR)
+    modes = [mode for mode in UNFITTED if count > 1 or not mode.is_linear]  # one value cannot be extrapolated
     rivals = []
     if isinstance(cached.cache, Plan) and cached.cache.fit:
         rivals.append(least_missing([_reusing(cached, Way.UNFITTED, reuse) for reuse in modes], miss)[1])
-    pairs = product(modes, priors)
-    rivals.append(least_missing([fixed_interval(cached, passes, reuse, alpha) for reuse, alpha in pairs], miss)[1])
-    rivals.append(stale_features(cached))
+    every = {mode: [fixed_interval(cached, passes, mode, alpha) for alpha in priors] for mode in modes}
+    rivals.append(least_missing([one for ways in every.values() for one in ways], miss)[1])
+    stale = least_missing([stale_features(cached), *every[Reuse.FEATURE]], miss)[1]
+    rivals.append(replace(stale, way=Way.STALE))
     for order in range(1, min(count, 3)):  # a first difference takes two values
         ways = product(sorted({TAYLOR_STEPS, cached.steps}), (False, True), priors)
         tried = [taylor(cached, count, steps, order, of_noise=noise, alpha_prior=alpha) for steps, noise, alpha in ways]

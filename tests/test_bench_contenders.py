@@ -28,6 +28,7 @@ from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK, excess
 from runtime.cache.hold import LinearHold
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
+from runtime.cache.policy import UNFITTED, Reuse
 from runtime.sampler import Model, load
 from runtime.sde import VP
 from runtime.solvers import Solver, TimeGrid
@@ -124,13 +125,13 @@ def test_a_fitted_plan_leaves_its_fit_to_itself(
     unfitted, passes = rivals.pop(Way.UNFITTED)
     assert {way: one.cache for way, (one, _) in rivals.items()} == {way: one.cache for way, (one, _) in found.items()}
     assert isinstance(cached.cache, Plan)
-    assert unfitted.cache == replace(cached.cache, reuse="residual", surprise=())
+    assert unfitted.cache == replace(cached.cache, reuse=Reuse.FEATURE, surprise=())  # the first of the modes
     assert (unfitted.steps, unfitted.solver, passes) == (STEPS, Solver.DDIM, PASSES)
     assert unfitted.name == "onnxruntime, plan without its fit"
 
 
-@pytest.mark.parametrize("liked", ["residual", "residual-linear"])
-def test_a_plan_without_its_fit_holds_or_extrapolates_whichever_misses_least(fitted: Contender, liked: str) -> None:
+@pytest.mark.parametrize("liked", UNFITTED)
+def test_a_plan_without_its_fit_reuses_whatever_misses_least(fitted: Contender, liked: str) -> None:
     def miss(rival: Contender) -> float:
         return float(getattr(rival.cache, "reuse", "") != liked)
 
@@ -190,20 +191,51 @@ def test_a_fixed_interval_and_taylor_choose_their_prior_phase(cached: Contender,
     assert liked <= prior_of(chosen[Way.TAYLOR]) < liked + 0.05
     assert passes == dict.fromkeys(passes, PASSES)
     assert isinstance(cached.cache, Plan)
-    for way in (Way.STALE, Way.TAYLOR_PLANNED):  # at the plan's steps
-        assert isinstance(plan := chosen[way].cache, Plan)
-        assert plan.refreshes == cached.cache.refreshes
+    assert isinstance(plan := chosen[Way.TAYLOR_PLANNED].cache, Plan)  # at the plan's steps
+    assert plan.refreshes == cached.cache.refreshes
+
+
+def test_stale_features_are_reused_at_the_plan_s_steps_or_at_a_constant_interval(cached: Contender) -> None:
+    """A measure that likes plans, and one that likes long prior phases."""
+    assert isinstance(cached.cache, Plan)
+    for miss in (lambda one: float(not isinstance(one.cache, Plan)), lambda one: -prior_of(one)):
+        with rivals_of(cached, PASSES, cached, cached, miss, threads=1) as rivals:
+            (stale,) = (one for one in rivals if one.way is Way.STALE)
+        assert getattr(stale.cache, "reuse", "") == Reuse.FEATURE
+        if isinstance(stale.cache, Plan):
+            assert stale.cache.refreshes == cached.cache.refreshes
+        else:
+            assert prior_of(stale) == max(PRIORS)
+        assert miss(stale) == min(miss(stale), miss(cached))
+
+
+@pytest.mark.parametrize("passes", [1, PASSES])
+def test_a_fixed_interval_reuses_what_misses_least(cached: Contender, passes: int) -> None:
+    """Every mode that needs no fit; of one pass none that extrapolates."""
+    tried = set[str]()
+
+    def miss(rival: Contender) -> float:
+        if isinstance(rival.cache, E2CRF) and rival.cache.R is not None:
+            tried.add(str(rival.cache.reuse))
+        return float(getattr(rival.cache, "reuse", "") != Reuse.DATA)
+
+    with rivals_of(cached, passes, cached, cached, miss, threads=1) as rivals:
+        (interval,) = (one for one in rivals if one.way is Way.INTERVAL)
+    assert isinstance(interval.cache, E2CRF)
+    assert interval.cache.reuse == Reuse.DATA
+    assert interval.draw(2, 2).stats.passes == passes
+    assert tried == {mode for mode in UNFITTED if passes > 1 or not mode.is_linear}
 
 
 def test_the_variant_that_misses_least_is_the_rival(cached: Contender) -> None:
-    """A measure that likes many steps, and noise or the residual to be extrapolated."""
+    """A measure that likes many steps, and noise to be extrapolated."""
 
     def miss(rival: Contender) -> float:
-        return -rival.steps - (getattr(rival.cache, "reuse", "") in ("noise-linear", "residual-linear"))
+        return -rival.steps - (getattr(rival.cache, "reuse", "") == "noise-linear")
 
     with rivals_of(cached, PASSES, cached, fixed_interval(cached, PASSES), miss, threads=1) as rivals:
         chosen = {rival.way: rival for rival in rivals}
-    assert getattr(chosen[Way.INTERVAL].cache, "reuse", "") == "residual-linear"
+    assert getattr(chosen[Way.INTERVAL].cache, "reuse", "") == "noise-linear"
     for way in (Way.TAYLOR, Way.TAYLOR_PLANNED):
         assert isinstance(plan := chosen[way].cache, Plan)
         assert plan.reuse == "noise-linear"
