@@ -157,7 +157,7 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
     if cached.contender.solver == options.solver:  # from the same noise
         paired[cached.contender.name] = paired_error(cached.series[:few], uncached.series, reference)
     rows = _rows(drawn, alike, twins, raced, paired, yardsticks)
-    facts = asdict(replace(options, cache=Auto.AUTO)) | {"cache": chosen.facts}
+    facts = asdict(replace(options, cache=Auto.AUTO)) | {"cache": chosen.facts, "num_real": len(reference.series)}
     record = replace(
         record_of(Kind.BENCH, model, facts, machine, rows),
         baseline="; ".join(twins.settings) or None,

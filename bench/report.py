@@ -33,6 +33,7 @@ MISSING = ""
 TABLE_FILE = "table.md"
 _SOLVER = 1  # the columns up to this one may break into lines
 _NUM_COST = 6  # columns of what a rival is and costs; the others are of quality
+_BUSY = 0.5  # load for each core, from which on a machine was not idle
 _WIDE = 112  # characters that all columns need side by side
 
 
@@ -236,6 +237,10 @@ def verdicts_of(record: Record) -> list[str]:
         )
     if record.kind == Kind.BENCH and rivals and not any(rival.endswith(Way.FEWER_AS_GOOD) for rival in rivals):
         notes.append("The best ways of taking few steps were not as good at up to four times the passes, or eight.")
+    load, cores = record.machine.load_average, record.machine.num_usable_cores
+    if load is not None and load > _BUSY * cores:
+        notes.append(f"As it began the load of the last minute was {load:g} on {cores} cores: what ran before it, or "
+                     "others, who may have disturbed it.")  # fmt: skip
     if any(is_scaled(row) for row in record.rows):
         notes.append("* timed over fewer steps and scaled up.")
     if left_out := [row for row in record.rows if row.num_left_out]:

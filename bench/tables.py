@@ -14,7 +14,7 @@ from bench.contenders import Way
 from bench.published import PAPER, PublishedRow
 from bench.records import Record, Row, Stages, Start
 from bench.report import MAIN, Column, at, markdown_grid, number, solver_and_steps, times
-from bench.rows import FLOOR
+from bench.rows import FLOOR, MEAN_SAMPLE
 from bench.steps import StepCosts
 
 
@@ -79,7 +79,8 @@ def name_of(record: Record) -> str:
 
 def data_sets(records: Sequence[Record]) -> Table:
     """One row per bench: what caching saves on each data set, and what that costs in quality."""
-    ways = {"uncached": Way.UNCACHED, "E2-CRF": Way.CACHED, "fewer steps": Way.FEWER, "floor": FLOOR}
+    ways = {"uncached": Way.UNCACHED, "E2-CRF": Way.CACHED, "fewer steps": Way.FEWER, "floor": FLOOR,
+            "mean sample": MEAN_SAMPLE}  # fmt: skip
     titles = [
         ("data", "what the model was trained on"),
         ("batch", "series that are sampled at once"),
@@ -119,7 +120,7 @@ def data_sets(records: Sequence[Record]) -> Table:
 
 def _distance(row: Row, field: str, cached: Row) -> str:
     told = number(getattr(row, field), ".3g")
-    return f"{told} ({row.num_samples})" if told and row.num_samples != cached.num_samples else told
+    return f"{told} ({row.num_samples})" if told and row.num_samples not in (1, cached.num_samples) else told
 
 
 def _as_good(record: Record, way: Way, without: str) -> Cell:
