@@ -52,6 +52,7 @@ _CHECKS = 4  # promising plans of a number of refreshes that are checked, the ch
 _MANY, _EVERY_STEP = "many refreshes", "every step computed"  # what a plan is held against
 _HELD_OUT_SEED = 1 << 20  # added to the seed: noise that the search has not seen
 _EVERY_STEP_SEED = 4 * _HELD_OUT_SEED  # added to it for uncached and dense trajectories
+_SEARCH_SEED = 5 * _HELD_OUT_SEED  # added to it for the search: what is sampled later, and benched, is other noise
 _LEAST_UNCACHED = 8  # samples that are compared with every step computed
 _LEAST_SECONDS, _LATER = 60.0, 1.25  # within which all ends: the first, or so many times what was asked for
 
@@ -305,7 +306,7 @@ class Calibration:
             steps=self.steps,
             solver=self.solver,
             grid=self.grid,
-            seed=seed if seed is not None else options.seed + _HELD_OUT_SEED * held_out,
+            seed=seed if seed is not None else options.seed + (_HELD_OUT_SEED if held_out else _SEARCH_SEED),
             batch_size=options.batch_size,
             cache=cache,
             on_step=tell if slow else None,

@@ -237,10 +237,9 @@ class _Bench:
         """What a cache has to beat; their sessions are closed with `opened`."""
         options, passes = self.options, cached.drawn.stats.passes
         of_search = cached.series[: min(options.num_search, options.num_samples)]
-        miss, whole = (
-            miss_from(series, self.reference, options.sampling_batch, self.progress)
-            for series in (of_search, cached.series)
-        )
+        miss = miss_from(of_search, self.reference, options.sampling_batch, self.progress)
+        whole = miss_from(cached.series, self.reference, options.sampling_batch, self.progress,
+                          options.quality.num_directions)  # fmt: skip
         bar = Bar(miss, whole, options.equal_within, options.most_passes)
         priors, own = priors_of(cached.contender), [prior_of(cached.contender)]
         ways = each_way(cached.contender, whole_passes(passes), priors, miss)

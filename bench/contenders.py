@@ -175,21 +175,26 @@ def _reusing(cached: Contender, way: Way, reuse: Reuse) -> Contender:
 
 
 def miss_from(
-    target: Series, reference: Reference, batch_size: int, progress: Progress = lambda doing, share: None
+    target: Series,
+    reference: Reference,
+    batch_size: int,
+    progress: Progress = lambda doing, share: None,
+    num_directions: int = ROUGHLY.num_directions,
 ) -> Miss:
     """How far a contender's samples are from real series, over how far the target's are, as many of them.
 
-    The largest ratio of sliced Wasserstein in either domain, roughly, or 1 and what median spectrum or autocorrelation
+    The largest ratio of sliced Wasserstein in either domain, or 1 and what median spectrum or autocorrelation
     lose beyond their slack (`spectra.excess`); infinite where fewer than two samples are finite.
     """
-    aim = judge(target, reference, ROUGHLY)
+    options = replace(ROUGHLY, num_directions=num_directions)
+    aim = judge(target, reference, options)
 
     def miss(rival: Contender) -> float:
         progress(f"looking for the best: {rival.name}", 0.0)
         series = rival.draw(len(target), batch_size).series
         if np.isfinite(series).all(axis=(1, 2)).sum() < 2:
             return math.inf
-        found = judge(series, reference, ROUGHLY)
+        found = judge(series, reference, options)
         return max(
             found.time.sliced / aim.time.sliced,
             found.frequency.sliced / aim.frequency.sliced,

@@ -29,7 +29,7 @@ class Bar:
     """When few steps are as good as what is cached."""
 
     miss: Miss  # on the samples of the search
-    whole: Miss  # on all of them, which decides
+    whole: Miss  # on all of them, in as many directions as the table, which decides
     within: float = 0.02  # they may miss by this share
     most_passes: int = 32  # they are looked for no further, nor beyond four times the cache's passes, or eight
 

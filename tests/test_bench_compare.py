@@ -116,6 +116,7 @@ def test_a_rival_of_equal_quality_is_one_on_all_samples_and_the_cheapest(copied:
     """Oracle: the rival drawn again, and all that cost less, judged against the cached samples."""
     options = replace(copied, cache=replace(PLAN, refreshes=(20,)), num_samples=200, num_search=150)
     found = compare(options)
+    roughly = replace(ROUGHLY, num_directions=options.quality.num_directions)  # as in the table
     as_good, cached_row = row(found, "fake, fewer steps, as good"), row(found, "fake, E2-CRF")
     with load(options.bundle, "fake") as model:
         cached = Contender(Way.CACHED, model, options.cache, 50, Solver.DDIM, 0)  # type: ignore[arg-type]
@@ -126,8 +127,8 @@ def test_a_rival_of_equal_quality_is_one_on_all_samples_and_the_cheapest(copied:
             return [fewer_steps(cached, solver, grid, passes, alpha) for (solver, grid), alpha in choices]
 
         def over(rival: Contender, n: int) -> float:
-            target = judge(found.cached.series[:n], found.reference, ROUGHLY)
-            again = judge(rival.draw(n, 300).series, found.reference, ROUGHLY)
+            target = judge(found.cached.series[:n], found.reference, roughly)
+            again = judge(rival.draw(n, 300).series, found.reference, roughly)
             in_time, in_frequency = again.time.sliced, again.frequency.sliced
             return max(
                 in_time / target.time.sliced,

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.backends.cuda import CudaDriver, OutOfMemory
-from runtime.backends.cuda_kernels import FRAME, KERNELS, SOURCE
+from runtime.backends.cuda_kernels import FRAME, KERNELS, SOURCE, THREADS
 from runtime.errors import BackendError
 from runtime.noise import standard_normal
 from tests.recording_driver import compiled_kernels
@@ -74,6 +74,8 @@ def test_the_source_is_cuda(tmp_path: Path) -> None:
 
 # --- the driver's calls ---------------------------------------------------------------------------------
 
+HANDLE = 77  # of the stream
+
 
 class Strict:
     """Stands for an object of a library's class: has its members and no others, and takes what they take."""
@@ -91,6 +93,15 @@ class Strict:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self._returns["made"]
+
+
+class Moment(Strict):
+    """An event; two of them lie 2 ms apart."""
+
+    def __sub__(self, earlier: "Moment") -> float:
+        assert callable(self._kind.__sub__)
+        assert self._calls[-1] == "Event.sync", "read before it has come"
+        return 2.0
 
 
 def strict_call(member: Any, result: Any, *, skips_self: bool = False) -> Callable[..., Any]:
@@ -114,11 +125,21 @@ def strict_call(member: Any, result: Any, *, skips_self: bool = False) -> Callab
 
 def strict_trt(trt: ModuleType, calls: list[str], *, loads: bool = True, allows: bool = True) -> Any:
     """A TensorRT whose objects are strict; `loads` an engine, `allows` what a context is told."""
-    told = dict.fromkeys(
-        ("set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"), allows
-    )
+
+    def on_stream(*arguments: int) -> bool:
+        assert arguments[-1] == HANDLE, "on another stream than the driver's"
+        return allows
+
+    def made(*settings: Any) -> Strict:
+        for config in settings:  # RTX: all kernels at the first run, so that a capture finds them
+            strategy = config.dynamic_shapes_kernel_specialization_strategy
+            assert strategy == trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return context
+
+    told: dict[str, Any] = dict.fromkeys(("set_input_shape", "set_tensor_address"), allows)
+    told |= dict.fromkeys(("set_optimization_profile_async", "execute_async_v3"), on_stream)
     context = Strict(trt.IExecutionContext, calls, **told)
-    returns: dict[str, Any] = {"create_execution_context": context}
+    returns: dict[str, Any] = {"create_execution_context": made}
     if hasattr(trt.ICudaEngine, "create_runtime_config"):
         returns["create_runtime_config"] = SimpleNamespace()
     engine = Strict(trt.ICudaEngine, calls, **returns) if loads else None
@@ -146,9 +167,23 @@ def core(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
     calls: list[str] = []
     graph = Strict(real.graph.Graph, calls)
     builder = Strict(real.graph.GraphBuilder, calls, complete=graph)
-    event = Strict(real.Event, calls)
-    stream = Strict(real.Stream, calls, handle=77, create_graph_builder=builder, record=event, context="the caller's")
+    event = Moment(real.Event, calls)
+    stream = Strict(real.Stream, calls, handle=HANDLE, create_graph_builder=builder, record=event,
+                    context="the caller's")  # fmt: skip
     buffer = Strict(real.Buffer, calls, handle=4096)
+    copies, launches = list[tuple[int, int, int]](), list[tuple[Any, ...]]()
+
+    def view(address: int, size: int) -> Strict:
+        def copied(source: Any, *, stream: Any) -> None:
+            assert stream._returns["handle"] == HANDLE
+            assert source._returns["size"] == size
+            copies.append((address, source._returns["handle"], size))
+
+        return Strict(real.Buffer, calls, handle=address, size=size, copy_from=copied)
+
+    def launched(stream: Any, config: Any, kernel: Any, *arguments: int) -> None:
+        launches.append((config.grid, config.block, *arguments))
+
     device = Strict(real.Device, calls, create_stream=stream, allocate=buffer, arch="90")
     stream._returns["device"] = device
     code = Strict(real.ObjectCode, calls, get_kernel=Strict(real.Kernel, calls))
@@ -156,8 +191,9 @@ def core(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
     assert real.Program.__doc__.startswith("Program(code: str | bytes | bytearray, code_type:")
     stand_in = SimpleNamespace(
         Device=lambda: device, Program=lambda code, code_type, options: program, LaunchConfig=real.LaunchConfig,
-        ProgramOptions=real.ProgramOptions, EventOptions=real.EventOptions, launch=strict_call(real.launch, None),
-        Stream=Strict(real.Stream, calls, from_handle=stream), Buffer=Strict(real.Buffer, calls, from_handle=buffer),
+        ProgramOptions=real.ProgramOptions, EventOptions=real.EventOptions, launch=strict_call(real.launch, launched),
+        Stream=Strict(real.Stream, calls, from_handle=stream), Buffer=Strict(real.Buffer, calls, from_handle=view),
+        copies=copies, launches=launches,
     )  # fmt: skip
     monkeypatch.setattr(sys.modules["cuda"], "core", stand_in)
     assert callable(bindings.cuMemGetInfo)
@@ -168,7 +204,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
 def test_every_call_of_the_driver_is_one_that_the_libraries_take(trt: ModuleType, core: tuple[Any, list[str]]) -> None:
     calls = core[1]
     driver = CudaDriver(strict_trt(trt, calls))
-    assert driver.stream == 77
+    assert driver.stream == HANDLE
     block, values = driver.allocate(1024), np.zeros(8, np.float32)
     assert block.address == 4096
     driver.upload(block.address, values)
@@ -177,20 +213,26 @@ def test_every_call_of_the_driver_is_one_that_the_libraries_take(trt: ModuleType
     driver.zero(block.address, 1024)
     driver.launch("coast", 300, 4096, 0, 5, 1)
     driver.capture(lambda: driver.launch("advance", 300, 4096, 0))()
-    driver.record()
+    first, last = driver.record(), driver.record()
+    assert last.since(first) == pytest.approx(2e-3)  # the library tells milliseconds
     driver.synchronize()
     assert driver.free_memory() == 5 << 20
     context = driver.load(b"engine").context(2)
     context.set_shape("z", (2, 15, 2))
     context.set_address("z", 4096)
     context.enqueue()
+    host = values.ctypes.data
+    assert core[0].copies == [(4096, host, 32), (host, 4096, 32), (4096, 4096 + 512, 256)]  # to, from, bytes
+    blocks = -(-300 // THREADS)
+    assert [(one[0][0], one[1][0]) for one in core[0].launches] == [(blocks, THREADS)] * 2
+    assert [one[2:] for one in core[0].launches] == [(4096, 0, 5, 1), (4096, 0)]
     used = {name.partition(".")[0] for name in calls}
     assert used >= {"Device", "Stream", "Buffer", "GraphBuilder", "Graph", "ObjectCode", "IExecutionContext"}
 
 
 def test_a_stream_of_the_callers_brings_its_context(trt: ModuleType, core: tuple[Any, list[str]]) -> None:
     calls = core[1]
-    assert CudaDriver(strict_trt(trt, calls), stream=1234).stream == 77
+    assert CudaDriver(strict_trt(trt, calls), stream=1234).stream == HANDLE
     assert [name for name in calls if name.startswith(("Stream", "Device"))][:4] == [
         "Stream.from_handle", "Stream.device", "Device.set_current", "Stream.context",
     ]  # fmt: skip
