@@ -18,7 +18,7 @@ from runtime.solvers import Solver, TimeGrid
 
 FEW_STEP_SOLVERS = tuple(product(Solver, TimeGrid))
 _GO_ON = 6  # of the ways at as many passes: so many are followed to more
-_UNSURE = 0.05  # what a rival may miss by more on the samples of the search, before all samples decide
+_UNSURE = 0.15  # what a rival may miss by more on the samples of the search, before all samples decide
 _LEAST_SEARCH = 8  # passes up to which a rival of equal quality is looked for, however few the cache takes
 
 Ways = list[tuple[float, Contender]]  # by how much each misses; the best is first
