@@ -105,5 +105,5 @@ def _counts_from(least: int, most: int) -> list[int]:
     """Numbers of passes from the cache's own upwards, in growing steps."""
     counts = [least]
     while counts[-1] < most:
-        counts.append(counts[-1] + max(1, counts[-1] // 5))
+        counts.append(min(most, counts[-1] + max(1, counts[-1] // 5)))
     return counts

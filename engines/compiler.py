@@ -38,11 +38,9 @@ def engine_bytes(toolkit: Toolkit, path: Path, graph: Graph, ingredients: Ingred
             config = _config(toolkit, builder, network, graph, ingredients, monitor)
             engine = loaders.engine_bytes_from_network((builder, network, parser), config)
             _check_nothing_dropped(name, heard)
-        except toolkit.failure as error:
+        except (toolkit.failure, RuntimeError, TypeError) as error:  # the latter two: numbers that no binding takes
             if monitor.is_stopped:
                 raise KeyboardInterrupt from error
-            raise EngineError(_failure(toolkit, ingredients, heard, str(error))) from error
-        except (RuntimeError, TypeError) as error:  # of the library's own bindings: numbers that it does not take
             raise EngineError(_failure(toolkit, ingredients, heard, str(error))) from error
     return bytes(engine)
 

@@ -14,7 +14,7 @@ from export.manifest import Graph, Manifest
 
 BUCKETS = (8, 32, 128)  # and N
 
-_MOST = 65_536  # samples; what a caller of TensorRT multiplies it with must stay below 2^31
+_MOST = 65_536  # samples; far more than any GPU holds, and far from 2^31, where the library takes no shape
 
 Shape = tuple[int, ...]
 

@@ -18,7 +18,7 @@ from export.manifest import Manifest, layer_name
 from runtime.backends.base import Backend
 from runtime.errors import OptionError
 
-_BINDING_BYTES = 2**13
+_BINDING_BYTES = 2**13  # an allowance, not measured
 Buffers = dict[str, NDArray[Any]]
 _KEPT_BYTES = 2**26  # of the buffers of prepared calls: a plan needs two calls, 64 samples on their own ways thousands
 
@@ -43,7 +43,7 @@ class Call:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its buffers, and about as many as a binding takes."""
+        """Bytes of its buffers, and an allowance for its binding."""
         buffers = (self.z, self.t, self.token, self.score, self.hidden)
         return sum(array.nbytes for array in buffers if array is not None) + _BINDING_BYTES
 

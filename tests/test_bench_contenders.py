@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from contending import PASSES, PRIORS, STEPS, contender_of
 from tiny import gaussian, make_bundle
 
 from bench.contenders import (
@@ -33,9 +34,6 @@ from runtime.sampler import Model, load
 from runtime.sde import VP
 from runtime.solvers import Solver, TimeGrid
 
-STEPS, PASSES = 60, 4
-PRIORS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95)  # prior phases that rivals try
-
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
@@ -45,9 +43,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def cached(tiny: Model) -> Contender:
-    plan = Plan(source_digest=tiny.manifest.source.digest, steps=STEPS, solver=Solver.DDIM,
-                refreshes=(24, 36, 46, 54), surprise=(0.001, 0.1, 0.1, 0.1))  # fmt: skip
-    return Contender(Way.CACHED, tiny, plan, STEPS, Solver.DDIM, 0)
+    return contender_of(tiny)
 
 
 def reference(model: Model) -> Reference:

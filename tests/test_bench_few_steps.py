@@ -4,17 +4,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from contending import PASSES, PRIORS, contender_of
 from tiny import make_bundle
 
 from bench.contenders import Contender, Miss, Way, prior_of, priors_of
 from bench.few_steps import FEW_STEP_SOLVERS, Bar, as_good, best_of_each, each_way, fewer_steps
 from runtime.cache.options import E2CRF
-from runtime.cache.plan import Plan
 from runtime.sampler import Model, load
 from runtime.solvers import Solver, TimeGrid
-
-STEPS, PASSES = 60, 4
-PRIORS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95)  # prior phases that rivals try
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +22,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def cached(tiny: Model) -> Contender:
-    plan = Plan(source_digest=tiny.manifest.source.digest, steps=STEPS, solver=Solver.DDIM,
-                refreshes=(24, 36, 46, 54), surprise=(0.001, 0.1, 0.1, 0.1))  # fmt: skip
-    return Contender(Way.CACHED, tiny, plan, STEPS, Solver.DDIM, 0)
+    return contender_of(tiny)
 
 
 @pytest.mark.parametrize(("solver", "grid"), FEW_STEP_SOLVERS)

@@ -176,36 +176,36 @@ class Plan:
 def read_plan(path: Path) -> Plan:
     """Read a plan file; a `PlanError` in one sentence for anything else."""
     try:
-        return _read(path, _REMEDY)
+        return _read(path)
     except RecursionError:
         raise PlanError(f"{path} is not a plan (lists within lists, too many of them); {_REMEDY}") from None
 
 
-def _read(path: Path, remedy: str) -> Plan:
+def _read(path: Path) -> Plan:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PlanError(f"no plan at {path}; make one with `e2crf calibrate`") from None
     except (OSError, ValueError) as error:
-        raise PlanError(f"{path} is not a plan ({error}); {remedy}") from error
+        raise PlanError(f"{path} is not a plan ({error}); {_REMEDY}") from error
     schema = value.pop("schema", None) if isinstance(value, dict) else None
     if not _is_count(schema) or schema not in (_WITHOUT_FIT, SCHEMA):
-        raise PlanError(f"{path} has schema {schema!r}, this version reads schema {SCHEMA}; {remedy}")
+        raise PlanError(f"{path} has schema {schema!r}, this version reads schema {SCHEMA}; {_REMEDY}")
     if schema == _WITHOUT_FIT:
         value.setdefault("fit", [])
     known = {entry.name for entry in fields(Plan)}
     if wrong := sorted(set(value) ^ known):
         keys = ", ".join(sorted(known))
-        raise PlanError(f"{path} must have the keys {keys}, found a difference in {', '.join(wrong)}; {remedy}")
+        raise PlanError(f"{path} must have the keys {keys}, found a difference in {', '.join(wrong)}; {_REMEDY}")
     for name in ("refreshes", "low_steps", "surprise", "fit"):
         if not isinstance(value[name], list):
-            raise PlanError(f"{path}: {name} must be a list, found {value[name]!r}; {remedy}")
+            raise PlanError(f"{path}: {name} must be a list, found {value[name]!r}; {_REMEDY}")
         value[name] = tuple(value[name])
     try:
         plan = Plan(**value | {"fit": tuple(LinearHold.from_lists(one) for one in value["fit"])})
         _require_one_meaning(plan)
     except (OptionError, TypeError, ValueError) as error:
-        raise PlanError(f"{path} is not a plan: {error}; {remedy}") from error
+        raise PlanError(f"{path} is not a plan: {error}; {_REMEDY}") from error
     return plan
 
 
