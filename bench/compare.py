@@ -317,7 +317,7 @@ class _Bench:
         found = [
             *spectrum_curves(sets),
             *autocorrelation_curves(sets),
-            *series_curves({str(Way.CACHED): cached.series}),
+            *series_curves({str(way): series for way, series in generated.items()}),
             *cache_curves(cached.drawn.stats, Way.CACHED),
         ]
         if not self.options.quick:

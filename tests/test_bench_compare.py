@@ -21,7 +21,7 @@ from bench.few_steps import FEW_STEP_SOLVERS, fewer_steps
 from bench.gate import failures_of
 from bench.latency import RaceOptions
 from bench.quality import QualityOptions, judge, mean_sample
-from bench.records import Row, read_records
+from bench.records import Chart, Row, read_records
 from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show, write_results
 from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK
 from bench.tables import data_sets
@@ -309,6 +309,13 @@ def test_the_record_on_disk_is_the_record(gaussian: CompareOptions, found: Compa
     told = found.record.to_line()
     assert str(gaussian.bundle.parent) not in told
     assert json.loads(told)["options"]["bundle"] == "bundle"
+
+
+def test_generated_series_stand_beside_the_uncached_ones_of_their_noise(found: Comparison) -> None:
+    drawn = {curve.name: curve.y for curve in found.record.curves if curve.chart == Chart.SERIES}
+    assert list(drawn) == [f"{way} {k}" for way in (Way.UNCACHED, Way.CACHED) for k in range(1, 6)]
+    for name, series in ((Way.UNCACHED, found.uncached), (Way.CACHED, found.cached.series)):
+        np.testing.assert_allclose(drawn[f"{name} 3"], series[2, :, 0], rtol=1e-3)
 
 
 def test_the_table_has_every_rival_and_json_comes_last(found: Comparison) -> None:
