@@ -2,17 +2,20 @@
 
     python -m bench.gpu_check --out gpu-check          # writes gpu-check.json and gpu-check.md there
 
-Nothing is downloaded: the model has the published size and random weights, which cost what trained ones cost. The
-CPU says what is right: scores, then the latents of 50-step trajectories under the same noise: uncached, by a fitted
-plan, and with some tokens computed against cached keys and values. Each contender then has a process of its own, since
+Nothing is downloaded: the model has the published size and random weights, which cost what trained ones cost, but for
+the last layer, which keeps latents as large as trained ones do. The CPU says what is right, in float32: scores, then
+the latents of 50-step trajectories under the same noise: uncached, by a fitted plan, by a plan whose guard refreshes
+more, and with some tokens computed against cached keys and values. Each contender then has a process of its own, since
 one process takes one flavour of TensorRT, and one that breaks must not take the others along; whoever cannot run here
-says why in one sentence, and whoever takes too long is told by the cells that it finished. A cell is whole
+says why in one sentence, and whoever takes too long or breaks is told by the cells that it finished. Those that run
+come again by split graphs, and in half precision. A cell is whole
 trajectories, from noise to series, timed by device events (without cuda.core by the clock); `call` is the network call
 within (TensorRT: by device events, too; others: by the clock, copies and launch included), `rest` what a step costs
 beside it, `faster` is over PyTorch eager uncached with as many steps in the same batch.
 
 The check fails if a contender that runs is off by more than the tolerances (float32 without TF32, sums in another
-order, and the same rounding over 50 steps), before it was timed or after, and if none runs at all.
+order, and the same rounding over 50 steps; half precision by its signal-to-noise ratio), before it was timed or after,
+if one breaks on its way, and if none runs at all.
 """
 
 import json
@@ -42,6 +45,8 @@ from engines.gpu import visible_gpu
 from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import read_checkpoint
 from export.manifest import read_manifest
+from export.precision import Precision
+from export.verify import noise_ratio, relative_error, sqnr_db
 from runtime.cache.hold import LinearHold
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
@@ -49,16 +54,18 @@ from runtime.cache.policy import Reuse
 from runtime.doctor import examine
 from runtime.errors import BackendError, BackendWarning, parse_word
 from runtime.sampler import Model, load
-from runtime.score import has_kv
+from runtime.score import Graphs, has_kv
 from runtime.sde import VP
 from train.checkpoint import KEY, ModelFacts
-from train.networks import NetworkOptions, network_from_options
+from train.networks import NetworkOptions, TransformerScore
 
 STEPS, MANY_STEPS = 50, 1000  # the second in batches of one alone
 REFRESHES = (5, 20, 35, 45)  # of 50 steps
+SURPRISE = (0.0, 1e-6, 1e6, 1e-6)  # that a guard is made of: it refreshes after every second one
 BUCKET = 8  # tokens that engines take beside all of them
 BATCHES = (1, 16, 256)
 SCORE_TOLERANCE, TRAJECTORY_TOLERANCE = 1e-4, 1e-3  # of the largest value
+LEAST_SQNR_DB, HALF_TOLERANCE = 40.0, 1e-2  # of scores and, of the largest value, of latents in half precision
 PUBLISHED = NetworkOptions(num_tokens=187, num_channels=1, dropout=0.0)
 LIMIT_S = 460.0  # for all of it
 CELL_S = 3.0  # of one cell
@@ -66,6 +73,7 @@ _SLOWEST_S = 150.0  # of one contender, building included
 _RESERVED_S = 25.0  # for each that is still to come
 _REPEATS = {STEPS: 10, MANY_STEPS: 3}  # of a cell, at least
 _FINDING = '{"name": '  # how the line begins that a process of its own ends with
+Errors = dict[str, tuple[float, float]]  # of what: of the largest value, and RMS over RMS
 Clock = Callable[[Callable[[], object]], float]
 
 
@@ -77,6 +85,28 @@ class Contender(StrEnum):
     ORT = OnGpu.ORT.value
     RTX = OnGpu.RTX.value
     COMPILED = "pytorch-compiled"  # with CUDA graphs
+    TENSORRT_SPLIT = f"{TENSORRT} split"
+    ORT_SPLIT = f"{ORT} split"
+    RTX_SPLIT = f"{RTX} split"
+    TENSORRT_HALF = f"{TENSORRT} fp16"
+    ORT_HALF = f"{ORT} fp16"
+    RTX_HALF = f"{RTX} fp16"
+
+    @property
+    def form_of(self) -> "Contender | None":
+        """Of whom this is another form, which is measured in fewer cells and where that one runs; None: of nobody."""
+        name, _, form = self.rpartition(" ")
+        return Contender(name) if form in (Graphs.SPLIT, Precision.FP16) else None
+
+    @property
+    def graphs(self) -> Graphs:
+        """The graphs that drive the network."""
+        return Graphs.SPLIT if self.endswith(Graphs.SPLIT) else Graphs.STEP
+
+    @property
+    def precision(self) -> Precision:
+        """That of the layers' products."""
+        return Precision.FP16 if self.endswith(Precision.FP16) else Precision.FP32
 
 
 @dataclass(frozen=True)
@@ -100,10 +130,12 @@ class Finding:
     """What became of one contender."""
 
     name: str
-    reason: str = ""  # why it does not run here
+    reason: str = ""  # why it does not run here, or what broke
     notes: tuple[str, ...] = ()  # what it warned of
     score_error: float = float("nan")  # against the CPU, of the largest value
     trajectory_error: float = float("nan")
+    sqnr_db: float = float("nan")  # of scores
+    precision: str = Precision.FP32
     cells: list[Cell] = field(default_factory=list)
     is_whole: bool = False  # all cells, and held against the CPU again
 
@@ -112,8 +144,14 @@ class Finding:
         """One word, or why it does not run."""
         if self.reason:
             return self.reason
-        is_right = self.score_error <= SCORE_TOLERANCE and self.trajectory_error <= TRAJECTORY_TOLERANCE
-        return "right" if is_right else "WRONG"
+        is_near = self.score_error <= SCORE_TOLERANCE and self.trajectory_error <= TRAJECTORY_TOLERANCE
+        is_like = self.sqnr_db >= LEAST_SQNR_DB and self.trajectory_error <= HALF_TOLERANCE
+        return "right" if (is_near if self.precision == Precision.FP32 else is_like) else "WRONG"
+
+    @property
+    def is_at_fault(self) -> bool:
+        """Whether it is wrong, or broke after it had begun."""
+        return self.verdict == "WRONG" or bool(self.reason and self.cells)
 
 
 @dataclass(frozen=True)
@@ -129,19 +167,46 @@ class Report:
 def make_model(folder: Path, options: NetworkOptions = PUBLISHED) -> Path:
     """A bundle of a network with random weights, its checkpoint, and what the CPU computes with it."""
     torch.manual_seed(0)
-    network = network_from_options(options)
+    network = TransformerScore(options).eval()
+    _fit_last_layer(network, options)
     shape = (options.num_tokens, options.num_channels)
     facts = ModelFacts(options, VP(), "frequency", torch.zeros(shape), torch.ones(shape), "random", "gpu-check")
     checkpoint = folder / "random.ckpt"
     torch.save({"state_dict": network.state_dict(), KEY: facts.to_dict()}, checkpoint)
-    export_bundle(read_checkpoint(checkpoint), ExportOptions(folder / "bundle"))
-    with load(folder / "bundle") as model:
+    for precision in (Precision.FP32, Precision.FP16):
+        export_bundle(read_checkpoint(checkpoint), ExportOptions(_bundle(folder, precision), precision=precision))
+    with load(_bundle(folder)) as model:
         np.savez(folder / "reference.npz", **_computed(model))  # type: ignore[arg-type]
     return folder
 
 
+def _bundle(folder: Path, precision: Precision = Precision.FP32) -> Path:
+    return folder / f"bundle-{precision}"
+
+
+@torch.inference_mode()
+def _fit_last_layer(network: TransformerScore, options: NetworkOptions) -> None:
+    """Make the score nearly -2 z, so that latents are pulled back.
+
+    Without it they grow by hundreds, which no trained network lets them, and half precision does not bear.
+    """
+    network.embedder.weight *= 2.0
+    for layer in network.backbone.layers:  # z is heard through all of them
+        layer.self_attn.out_proj.weight *= 0.3
+        layer.linear2.weight *= 0.3
+    z, seen = 1.5 * torch.randn(16, options.num_tokens, options.num_channels), list[torch.Tensor]()
+    hook = network.unembedder.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    network(z, torch.rand(len(z)))
+    hook.remove()
+    features = torch.nn.functional.pad(seen[0].flatten(0, 1), (0, 1), value=1.0)
+    ridge = features.T @ features + torch.eye(features.shape[1])
+    found = torch.linalg.solve(ridge, features.T @ (-2.0 * z.flatten(0, 1)))
+    network.unembedder.weight.copy_(found[:-1].T)
+    network.unembedder.bias.copy_(found[-1])
+
+
 def _computed(model: Model) -> dict[str, NDArray[np.float32]]:
-    """Scores at some times, and the latents of trajectories: uncached, of a plan with a made-up fit, of cached K/V."""
+    """Scores at some times, and the latents of trajectories: uncached, of plans (fit and guard made up), of K/V."""
     network, rng = model.manifest.network, np.random.default_rng(0)
     shape = (network.num_tokens, network.num_channels)
     score = model.score(rng.standard_normal((2, *shape)).astype(np.float32), np.array([0.2, 0.8], np.float32))
@@ -149,7 +214,9 @@ def _computed(model: Model) -> dict[str, NDArray[np.float32]]:
     fit = tuple(LinearHold(*(usual + 0.05 * rng.standard_normal((4, *shape))).astype(np.float32)) for _ in REFRESHES)
     fitted = replace(_plan_of(model), reuse=Reuse.RESIDUAL_FITTED, fit=fit)
     uncached = model.sample(2, steps=STEPS, solver="ancestral", cache=None)
-    found = {"score": score, "trajectory": uncached.z, "plan": model.sample(2, cache=fitted).z}
+    guarded = replace(_plan_of(model), surprise=SURPRISE)
+    found = {"score": score, "trajectory": uncached.z}
+    found |= {"plan": model.sample(2, cache=fitted).z, "guard": model.sample(2, cache=guarded).z}
     if has_kv(model.backend):
         lows = E2CRF(R=10, K=2, low_every=3, alpha_prior=0.1)
         found["cached"] = model.sample(2, steps=STEPS, solver="ddim", cache=lows).z
@@ -163,16 +230,16 @@ def _plan_of(model: Model, steps: int = STEPS) -> Plan:
 
 def open_contender(contender: Contender, folder: Path) -> Model:
     """A contender over the model of a folder; an error in one sentence where it does not run."""
-    bundle = folder / "bundle"
+    bundle = _bundle(folder, contender.precision)
     if contender in (Contender.EAGER, Contender.COMPILED):
         if not torch.cuda.is_available():
             raise BackendError(f"PyTorch {torch.__version__} sees no GPU, found none; install its build for CUDA")
         network = read_checkpoint(folder / "random.ckpt").network
         backend = TorchGpu(network, is_compiled=contender is Contender.COMPILED)
         return Model(read_manifest(bundle), backend)
-    one = OnGpu(contender)
-    one.build(bundle, max(BATCHES), best_batch=16, buckets=(BUCKET,))
-    return one.open(bundle)
+    one = OnGpu(contender.form_of or contender)
+    one.build(bundle, max(BATCHES), best_batch=16, buckets=(BUCKET,), graphs=contender.graphs)
+    return one.open(bundle, contender.graphs)
 
 
 def device_clock() -> Clock:
@@ -214,25 +281,28 @@ def examine_contender(
     *,
     cell_s: float = CELL_S,
     batches: tuple[int, ...] = BATCHES,
-    many_steps: int = MANY_STEPS,
+    many_steps: int | None = MANY_STEPS,
     tell: Callable[[Finding], None] = lambda finding: None,
 ) -> Finding:
     """Hold a contender against the CPU, time it, and hold it against the CPU again, when all is captured.
 
     `tell` hears what is known so far after every cell.
     """
-    settings = [(batch, STEPS) for batch in batches] + ([(1, many_steps)] if 1 in batches else [])
+    settings = [(batch, STEPS) for batch in batches]
+    settings += [(1, many_steps)] if many_steps is not None and 1 in batches else []
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", BackendWarning)
 
-        def finding(errors: dict[str, float], cells: list[Cell]) -> Finding:
+        def finding(errors: Errors, cells: list[Cell]) -> Finding:
             notes = [str(one.message) for one in warned if issubclass(one.category, BackendWarning)]
             if clock is host_clock:
                 notes.append(
                     "timed by the clock of the host: cuda.core is missing or too old, pip install 'e2crf[gpu]'"
                 )
-            trajectory = float(np.max([error for what, error in errors.items() if what != "score"]))  # NaN stays
-            return Finding(name, "", tuple(dict.fromkeys(notes)), errors["score"], trajectory, cells)
+            trajectory = float(np.max([error for what, (error, _) in errors.items() if what != "score"]))  # NaN stays
+            score, ratio = errors["score"]
+            return Finding(name, "", tuple(dict.fromkeys(notes)), score, trajectory, sqnr_db(ratio),
+                           model.manifest.precision, cells)  # fmt: skip
 
         errors, cells = _errors(model, folder), list[Cell]()
         for batch, steps in settings:
@@ -240,15 +310,15 @@ def examine_contender(
                 cells.append(_cell(model, clock, batch, steps, mode, cache, cell_s))
                 tell(finding(errors, list(cells)))
         again = _errors(model, folder)
-        worst = {what: float(np.maximum(error, again[what])) for what, error in errors.items()}  # NaN stays
+        worst = {what: tuple(np.maximum(error, again[what]).tolist()) for what, error in errors.items()}  # NaN stays
         return replace(finding(worst, cells), is_whole=True)
 
 
-def _errors(model: Model, folder: Path) -> dict[str, float]:
-    """How far a model is off the CPU's reference, of the largest value."""
+def _errors(model: Model, folder: Path) -> Errors:
+    """How far a model is off the CPU's reference."""
     with np.load(folder / "reference.npz") as reference:
         return {
-            what: float(np.abs(found - reference[what]).max() / np.abs(reference[what]).max())
+            what: (relative_error(found, reference[what]), noise_ratio(found, reference[what]))
             for what, found in _computed(model).items()
         }
 
@@ -288,12 +358,14 @@ def run_apart(contender: Contender, folder: Path, limit_s: float) -> Finding:
         said = error.stdout or b""  # bytes, whatever was asked for
         found = _told(said.decode("utf-8", "replace") if isinstance(said, bytes) else said)
         return Finding(contender, late) if found is None else replace(found, notes=(*found.notes, late))
-    if (found := _told(ran.stdout)) is not None and (ran.returncode == 0 or found.is_whole):
+    found = _told(ran.stdout)
+    if found is not None and (ran.returncode == 0 or found.is_whole):
         return found
     words, ended = ran.stderr.strip().splitlines(), f"ended with code {ran.returncode}"
+    broke = ": ".join([ended, *words[-1:]])
     if words and ran.returncode in (1, 2):
-        return Finding(contender, words[-1].removeprefix("error: "))
-    return Finding(contender, ": ".join([ended, *words[-1:]]))
+        broke = words[-1].removeprefix("error: ")
+    return Finding(contender, broke) if found is None else replace(found, reason=broke)
 
 
 def _told(printed: str) -> Finding | None:
@@ -318,8 +390,11 @@ def check(tell: Callable[[str], None]) -> Report:
     doctor = "\n".join((examine(gpu.target)[1], examine_engines(gpu)[1]))
     with tempfile.TemporaryDirectory() as name:
         tell("a model, and what the CPU computes with it")
-        folder, findings = make_model(Path(name)), []
+        folder, findings = make_model(Path(name)), list[Finding]()
         for place, contender in enumerate(Contender, 1):
+            if contender.form_of in {finding.name for finding in findings if finding.reason}:
+                findings.append(Finding(contender, f"{contender.form_of} does not run here"))
+                continue
             tell(contender)
             left = LIMIT_S - (time.perf_counter() - begun) - _RESERVED_S * (len(Contender) - place)
             findings.append(run_apart(contender, folder, min(_SLOWEST_S, left)))
@@ -331,10 +406,13 @@ def markdown_of(report: Report) -> str:
     lines = [
         f"{report.machine.gpu}; {report.seconds:.0f} s; {len(REFRESHES)} network calls with the plan",
         "",
-        "| contender | scores off by | trajectory off by | |",
-        "| --- | ---: | ---: | --- |",
+        "| contender | scores off by | trajectory off by | SQNR dB | |",
+        "| --- | ---: | ---: | ---: | --- |",
     ]
-    lines += [f"| {f.name} | {f.score_error:.1e} | {f.trajectory_error:.1e} | {f.verdict} |" for f in report.findings]
+    lines += [
+        f"| {f.name} | {f.score_error:.1e} | {f.trajectory_error:.1e} | {f.sqnr_db:.1f} | {f.verdict} |"
+        for f in report.findings
+    ]
     notes = [f"- {finding.name}: {note}" for finding in report.findings for note in finding.notes]
     lines += ["", *notes] if notes else []
     lines += [
@@ -373,7 +451,8 @@ def main(
             def tell(finding: Finding) -> None:
                 print(json.dumps(asdict(finding)), flush=True)
 
-            tell(examine_contender(contender, model, out, device_clock(), tell=tell))
+            many = MANY_STEPS if contender.form_of is None else None
+            tell(examine_contender(contender, model, out, device_clock(), many_steps=many, tell=tell))
         return
     report = check(lambda line: print(line, file=sys.stderr, flush=True))
     out.mkdir(parents=True, exist_ok=True)
@@ -381,7 +460,7 @@ def main(
     write_whole(out / "gpu-check.json", json.dumps(plain(asdict(report)), indent=1) + "\n")
     write_whole(out / "gpu-check.md", text)
     print(text, end="")
-    if any(finding.verdict == "WRONG" for finding in report.findings) or all(one.reason for one in report.findings):
+    if any(one.is_at_fault for one in report.findings) or all(one.reason for one in report.findings):
         raise typer.Exit(1)
 
 

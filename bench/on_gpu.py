@@ -25,25 +25,33 @@ class OnGpu(StrEnum):
     TENSORRT = "tensorrt"
     RTX = "tensorrt-rtx"
 
-    def build(self, bundle: Path, batch: int, best_batch: int | None = None, buckets: tuple[int, ...] = ()) -> None:
-        """Build the engine of steps for batches up to `batch`; an `EngineError` where that cannot be.
+    def build(
+        self,
+        bundle: Path,
+        batch: int,
+        best_batch: int | None = None,
+        buckets: tuple[int, ...] = (),
+        graphs: str = "step",
+    ) -> None:
+        """Build the engines of whole steps or of split graphs, for batches up to `batch`.
 
-        It takes all tokens, and as many as the buckets say.
+        They take all tokens, and as many as the buckets say. An `EngineError` where that cannot be.
         """
         if self is OnGpu.ORT:
             return
         from engines.build import build_engines
         from engines.flavor import Flavor
-        from engines.recipe import Recipe
+        from engines.recipe import Parts, Recipe
 
         flavor = Flavor.TENSORRT if self is OnGpu.TENSORRT else Flavor.RTX
-        build_engines(bundle, Recipe(flavor=flavor, batch=batch, best_batch=best_batch, buckets=buckets))
+        build_engines(bundle, Recipe(flavor, Parts(graphs), batch, best_batch, buckets))
 
-    def open(self, bundle: Path) -> "Model":
+    def open(self, bundle: Path, graphs: str = "step") -> "Model":
         """The bundle on this backend, which then has this name; a `BackendError` in one sentence where it cannot be."""
         from runtime.sampler import load
 
-        model = load(bundle, device="cuda") if self is OnGpu.ORT else load(bundle, self)
+        is_ort = self is OnGpu.ORT
+        model = load(bundle, device="cuda", graphs=graphs) if is_ort else load(bundle, self, graphs=graphs)
         model.backend.name = self.value  # ONNX Runtime has one name for all its devices
         return model
 

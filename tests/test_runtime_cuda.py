@@ -75,6 +75,7 @@ def test_the_source_is_cuda(tmp_path: Path) -> None:
 # --- the driver's calls ---------------------------------------------------------------------------------
 
 HANDLE = 77  # of the stream
+ENGINE = bytes(120)
 
 
 class Strict:
@@ -123,8 +124,18 @@ def strict_call(member: Any, result: Any, *, skips_self: bool = False) -> Callab
     return call
 
 
-def strict_trt(trt: ModuleType, calls: list[str], *, loads: bool = True, allows: bool = True) -> Any:
-    """A TensorRT whose objects are strict; `loads` an engine, `allows` what a context is told."""
+def strict_trt(
+    trt: ModuleType,
+    calls: list[str],
+    *,
+    loads: bool = True,
+    allows: bool = True,
+    validity: tuple[Any, int] | None = None,
+) -> Any:
+    """A TensorRT whose objects are strict; `loads` an engine, `allows` what a context is told.
+
+    `validity` is what TensorRT-RTX says of every engine.
+    """
 
     def on_stream(*arguments: int) -> bool:
         assert arguments[-1] == HANDLE, "on another stream than the driver's"
@@ -143,14 +154,27 @@ def strict_trt(trt: ModuleType, calls: list[str], *, loads: bool = True, allows:
     if hasattr(trt.ICudaEngine, "create_runtime_config"):
         returns["create_runtime_config"] = SimpleNamespace()
     engine = Strict(trt.ICudaEngine, calls, **returns) if loads else None
+    made_by: dict[str, Any] = {"deserialize_cuda_engine": engine}
+    if hasattr(trt.Runtime, "get_engine_validity"):
+        header = 64  # bytes
+        said = validity or (trt.EngineValidity.VALID, 0)
+        made_by |= {"engine_header_size": header, "get_engine_validity": lambda told: _of_header(told, header, said)}
     module = SimpleNamespace(
         __name__=trt.__name__, __version__=trt.__version__, Logger=trt.Logger,
-        Runtime=strict_call(trt.Runtime.__init__, Strict(trt.Runtime, calls, deserialize_cuda_engine=engine)),
+        Runtime=strict_call(trt.Runtime.__init__, Strict(trt.Runtime, calls, **made_by)),
     )  # fmt: skip
+    for name in ("EngineValidity", "EngineInvalidityDiagnostics"):
+        if hasattr(trt, name):
+            setattr(module, name, getattr(trt, name))
     if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
         assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
         module.DynamicShapesKernelSpecializationStrategy = trt.DynamicShapesKernelSpecializationStrategy
     return module
+
+
+def _of_header(told: bytes, header: int, said: tuple[Any, int]) -> tuple[Any, int]:
+    assert len(told) == header, "all of an engine was read for its header"
+    return said
 
 
 @pytest.fixture(params=["tensorrt_rtx", "tensorrt", "tensorrt_lean"])
@@ -217,7 +241,7 @@ def test_every_call_of_the_driver_is_one_that_the_libraries_take(trt: ModuleType
     assert last.since(first) == pytest.approx(2e-3)  # the library tells milliseconds
     driver.synchronize()
     assert driver.free_memory() == 5 << 20
-    context = driver.load(b"engine").context(2)
+    context = driver.load(ENGINE).context(2)
     context.set_shape("z", (2, 15, 2))
     context.set_address("z", 4096)
     context.enqueue()
@@ -252,11 +276,32 @@ def test_a_call_that_a_library_does_not_take_is_noticed() -> None:
 
 def test_what_tensorrt_refuses_is_said(trt: ModuleType, core: tuple[Any, list[str]]) -> None:
     calls = core[1]
-    with pytest.raises(BackendError, match="refuses this engine on this GPU; delete"):
-        CudaDriver(strict_trt(trt, calls, loads=False)).load(b"")
-    engine = CudaDriver(strict_trt(trt, calls, allows=False)).load(b"")
+    with pytest.raises(BackendError, match="refuses this engine on this GPU; build one"):
+        CudaDriver(strict_trt(trt, calls, loads=False)).load(ENGINE)
+    engine = CudaDriver(strict_trt(trt, calls, allows=False)).load(ENGINE)
     with pytest.raises(BackendError, match="refuses optimization profile 3"):
         engine.context(3)
+
+
+@pytest.mark.parametrize(
+    ("bits", "reason"), [(2, "unsupported cc"), (10, "unsupported cc, old cuda runtime"), (0, "no")]
+)
+def test_an_engine_of_another_gpu_is_refused_by_its_header(core: tuple[Any, list[str]], bits: int, reason: str) -> None:
+    """Nothing is loaded of it: TensorRT-RTX on a data-centre GPU, say."""
+    trt, calls = pytest.importorskip("tensorrt_rtx"), core[1]
+    driver = CudaDriver(strict_trt(trt, calls, validity=(trt.EngineValidity.INVALID, bits)))
+    with pytest.raises(BackendError, match=rf"on this GPU \({reason}.*\); build one for it .*--backend onnxruntime"):
+        driver.load(ENGINE)
+    assert "Runtime.deserialize_cuda_engine" not in calls
+
+
+def test_what_rtx_says_of_a_header_is_read_as_it_says_it() -> None:
+    """The real library, where there is no GPU: of zeros that they are no engine."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    validity, found = runtime.get_engine_validity(bytes(runtime.engine_header_size))
+    assert validity == trt.EngineValidity.INVALID
+    assert found & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
 
 
 def test_without_tensorrt_the_driver_does_all_but_engines(core: tuple[Any, list[str]]) -> None:

@@ -250,13 +250,30 @@ class CudaDriver:
         """Make an engine ready."""
         assert self._trt is not None
         assert self._runtime is not None
-        loaded = self._runtime.deserialize_cuda_engine(engine)
+        invalid = self._invalidity(engine)
+        loaded = None if invalid else self._runtime.deserialize_cuda_engine(engine)
         if loaded is None:
             raise BackendError(
-                f"{self._trt.__name__} {self._trt.__version__} refuses this engine on this GPU; delete the bundle's "
-                "folder engines/ and build again here"
+                f"{self._trt.__name__} {self._trt.__version__} refuses this engine on this GPU{invalid}; build one for "
+                "it (`e2crf doctor` says which flavour it takes), or take --backend onnxruntime --device cuda"
             )
         return TrtEngine(self._trt, loaded, self.stream)
+
+    def _invalidity(self, engine: bytes) -> str:
+        """Why an engine cannot run here, by its header alone: empty where it can, and of TensorRT, which cannot tell.
+
+        Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/engine-compatibility.html
+        """
+        assert self._trt is not None
+        assert self._runtime is not None
+        if not hasattr(self._runtime, "get_engine_validity"):
+            return ""
+        validity, found = self._runtime.get_engine_validity(engine[: self._runtime.engine_header_size])
+        if validity != self._trt.EngineValidity.INVALID:
+            return ""
+        reasons = self._trt.EngineInvalidityDiagnostics.__members__.items()
+        told = [name.lower().replace("_", " ") for name, bit in reasons if found & int(bit)]
+        return f" ({', '.join(told) or 'no reason given'})"
 
 
 class CudaEvent:
