@@ -377,6 +377,29 @@ def test_tf32_is_set_both_ways(toolkit: Toolkit, bundle: Path) -> None:
         assert seen[-1].get_flag(toolkit.trt.BuilderFlag.TF32) is tf32
 
 
+def test_profiles_and_targets_reach_the_builder(toolkit: Toolkit, bundle: Path) -> None:
+    """Targets and how many profiles there are by the builder's own configuration, shapes as Polygraphy gets them."""
+    seen = []
+
+    def create(*arguments: Any, **options: Any) -> Any:
+        seen.append((toolkit.create_config(*arguments, **options), options["profiles"]))
+        return seen[-1][0]
+
+    graph, spied = read_manifest(bundle).graphs["layer_00"], dataclasses.replace(toolkit, create_config=create)
+    profiles = [Profile(2, [1, 3, 4]), Profile(6, [1, 3, 4])]
+    for target, capabilities in ((ALL_TARGETS, []), ("8.6, 8.9", ["SM86", "SM89"])):
+        ingredients = Ingredients("layer_00", "", Flavor.RTX, toolkit.version, target, False, profiles)
+        engine_bytes(spied, bundle / graph.file, graph, ingredients, lambda line: None)
+        config, given = seen[-1]
+        assert config.num_optimization_profiles == 2
+        found = [config.get_compute_capability(i).name for i in range(config.num_compute_capabilities)]
+        assert found == capabilities
+        for profile, tokens in zip(given, (2, 6), strict=True):
+            assert set(profile) == {tensor.name for tensor in graph.inputs}
+            shapes = [profile["hidden"].min, profile["hidden"].opt, profile["hidden"].max]
+            assert shapes == [(batch, tokens, SMALL["d_model"]) for batch in (1, 3, 4)]
+
+
 def test_ctrl_c_ends_a_build(toolkit: Toolkit, bundle: Path) -> None:
     def stop(line: str) -> None:
         if "Building engine" in line:
