@@ -18,7 +18,7 @@ as it needs to be as good, in any prior phase and in that of the cached row. A c
 worth having; over the third it tells what reuse gives beside the prior phase. The other rivals: `contenders`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
@@ -77,7 +77,7 @@ class CompareOptions:
     checkpoint: Path | None = None  # the one the bundle was exported from, for the PyTorch rival
     part: str = Part.TEST  # the part of the reference that judges
     num_samples: int = 200  # for quality
-    uncached: Path | None = None  # uncached samples drawn before, by `e2crf sample --uncached`
+    uncached: tuple[Path, ...] = ()  # files of uncached samples drawn before, by `e2crf sample --uncached`
     num_uncached: int | None = None  # drawn here by ways that ask the network at most steps; None: as many
     num_search: int = 128  # at most, for finding the rival of equal quality
     equal_within: float = 0.02  # a rival is as good if it misses by no more than this share (`contenders.miss_from`)
@@ -137,7 +137,7 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         cached_first = replace(first, way=Way.CACHED, cache=chosen.cache)
         if isinstance(chosen.cache, Plan):
             cached_first = replace(cached_first, steps=chosen.steps, solver=chosen.solver, grid=chosen.grid)
-        uncached = bench.draw(first) if options.uncached is None else bench.stored(first, options.uncached)
+        uncached = bench.stored(first, options.uncached) if options.uncached else bench.draw(first)
         cached = bench.draw(cached_first)
         rivals = [bench.draw(rival) for rival in bench.rivals(cached, first, opened)]
         twins = bench.twins(uncached, cached, opened)
@@ -227,9 +227,9 @@ class _Bench:
         counts = sorted({len(one.series) for one in drawn} - {len(cached.series)})
         return {n: judge(cached.series[:n], self.reference, self.options.quality) for n in counts}
 
-    def stored(self, contender: Contender, path: Path) -> _Drawn:
-        """Uncached samples from a file, no more than are judged of others."""
-        series, row = stored(path, contender)
+    def stored(self, contender: Contender, paths: Sequence[Path]) -> _Drawn:
+        """Uncached samples from files, no more than are judged of others."""
+        series, row = stored(paths, contender)
         series = series[: self.options.num_samples]
         return _Drawn(contender, series, row, judge(series, self.reference, self.options.quality))
 

@@ -96,7 +96,7 @@ class ParetoOptions:
     finalists: int = 10
     rough_only: bool = False  # no second part: rows as they stand after the first
     num_samples: int = 500  # of a finalist, if the time allows
-    uncached: Path | None = None  # uncached samples drawn before, by `e2crf sample --uncached`
+    uncached: tuple[Path, ...] = ()  # files of uncached samples drawn before, by `e2crf sample --uncached`
     uncached_steps: int = DEFAULT_STEPS
     uncached_solver: str = DEFAULT_SOLVER
     equal_within: float = 0.02  # the best is the fastest whose distance is larger by no more than this share
@@ -294,7 +294,7 @@ def pareto(options: ParetoOptions, progress: Progress = lambda doing, share: Non
             require(found == wanted, f"{path} must be of the same checkpoint as {options.bundle}, {wanted[:12]}...",
                     f"{found[:12]}...", "export that checkpoint again with --dtype")  # fmt: skip
         uncached = Contender(Way.UNCACHED, model, None, options.uncached_steps, options.uncached_solver, options.seed)
-        drawn_before = stored(options.uncached, uncached) if options.uncached is not None else None
+        drawn_before = stored(options.uncached, uncached) if options.uncached else None
         tried = search(model, by, options, progress)
         chosen = ranked_by_frontier(tried)[: options.finalists]
         chosen += [one for one in tried if one[0].is_plan and one not in chosen]
@@ -375,7 +375,9 @@ def main(
     model: Annotated[str | None, typer.Option(help="Checkpoint; default: the run, where it is here.")] = None,
     steps: Annotated[str | None, typer.Option(help="Solver steps that are tried, as 8,32,1000.")] = None,
     solver: Annotated[str, typer.Option(help="Solvers that are tried.")] = ",".join(Solver),
-    uncached: Annotated[Path | None, typer.Option(help="Uncached samples drawn before (sample --uncached).")] = None,
+    uncached: Annotated[
+        list[Path] | None, typer.Option(help="Uncached samples drawn before (sample --uncached); one for each file.")
+    ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge finalists on.")] = 500,
     minutes: Annotated[float, typer.Option(help="Time it may take, about.")] = 20.0,
     rounds: Annotated[int, typer.Option(help="Rounds of timing, rivals in turn.")] = 5,
@@ -399,7 +401,7 @@ def main(
         checkpoint=checkpoint_of_bundle(bundle, model).path if model or RUNS / str(run) in runs_in() else None,
         part=part,
         solvers=tuple(word.strip() for word in solver.split(",")),
-        uncached=uncached,
+        uncached=tuple(uncached or ()),
         num_samples=num_samples,
         minutes=minutes,
         race=RaceOptions(rounds=rounds),

@@ -196,19 +196,25 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def stored(path: Path, uncached: Contender) -> tuple[Series, Row]:
-    """Uncached samples from a file, and their row; an `OptionError` if they are not what `uncached` would draw."""
-    series, facts = read_samples(path)
+def stored(paths: Sequence[Path], uncached: Contender) -> tuple[Series, Row]:
+    """Uncached samples from files, each going on where the one before ended, and their row.
+
+    An `OptionError` if they are not what `uncached` would draw.
+    """
     expected = {"source_digest": uncached.model.manifest.source.digest, "steps": uncached.steps,
-                "solver": uncached.solver, "grid": uncached.grid, "seed": uncached.seed, "first_sample": 0,
-                "cache": None}  # fmt: skip
-    for name, value in expected.items():
-        found = facts.get(name, "nothing")
-        require(found == value, f"{path} must hold uncached samples with {name} {value}", found,
-                "draw them with `e2crf sample --uncached` and these settings, or leave the file out")  # fmt: skip
-    require(len(series) >= 2, f"{path} must hold samples", len(series), "draw more")
-    cache_bytes = facts.get("stats", {}).get("cache_bytes")
-    return series, replace(bare_row(uncached), passes=float(uncached.steps), hit_rate=0.0, cache_bytes=cache_bytes)
+                "solver": uncached.solver, "grid": uncached.grid, "seed": uncached.seed, "cache": None}  # fmt: skip
+    parts, cache_bytes = list[Series](), None
+    for path in paths:
+        series, facts = read_samples(path)
+        for name, value in (expected | {"first_sample": sum(map(len, parts))}).items():
+            found = facts.get(name, "nothing")
+            require(found == value, f"{path} must hold uncached samples with {name} {value}", found,
+                    "draw them with `e2crf sample --uncached` and these settings, or leave the file out")  # fmt: skip
+        parts.append(series)
+        cache_bytes = facts.get("stats", {}).get("cache_bytes")
+    drawn = np.concatenate(parts)
+    require(len(drawn) >= 2, f"{', '.join(map(str, paths))} must hold samples", len(drawn), "draw more")
+    return drawn, replace(bare_row(uncached), passes=float(uncached.steps), hit_rate=0.0, cache_bytes=cache_bytes)
 
 
 def bare_row(one: Contender) -> Row:

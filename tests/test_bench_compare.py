@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gaussian_bundle import real_series, write_gaussian_bundle
 
+from bench import rows
 from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compare
 from bench.contenders import Contender, Progress, Way, prior_of
 from bench.few_steps import FEW_STEP_SOLVERS, fewer_steps
@@ -228,7 +229,7 @@ def stored(gaussian: CompareOptions, tmp_path_factory: pytest.TempPathFactory) -
 def test_uncached_samples_of_a_file_are_worth_what_drawn_ones_are(
     copied: CompareOptions, found: Comparison, stored: Path
 ) -> None:
-    again = compare(replace(copied, uncached=stored))
+    again = compare(replace(copied, uncached=(stored,)))
     drawn, read = row(found, "fake, uncached"), row(again, "fake, uncached")
     timed = {name for name in vars(drawn) if re.search("_ms$|ms_per_sample|speedup|network_share", name)}
     for name in set(vars(drawn)) - timed - {"events"}:  # of which a file of samples says nothing
@@ -245,12 +246,33 @@ def test_fewer_are_drawn_of_what_asks_the_network_at_most_steps_but_a_file_is_ju
     assert np.array_equal(again.uncached, found.uncached[:50])
     assert row(again, "fake, uncached").num_samples == 50
     assert row(again, "fake, E2-CRF").num_samples == 300
-    read = compare(replace(copied, uncached=stored, num_uncached=50, max_sw_loss=0.05))
+    read = compare(replace(copied, uncached=(stored,), num_uncached=50, max_sw_loss=0.05))
     assert read.record.passed
     assert row(read, "fake, uncached").num_samples == 300
     alike = judge(again.cached.series[:50], again.reference, QUICK)
     uncached = judge(again.uncached, again.reference, QUICK)
     assert again.record.loss_time.value == pytest.approx(alike.time.sliced / uncached.time.sliced - 1, abs=1e-12)
+
+
+def test_uncached_samples_may_come_in_the_files_of_an_interrupted_run(
+    gaussian: CompareOptions, stored: Path, tmp_path: Path
+) -> None:
+    series, facts = read_samples(stored)
+    with load(gaussian.bundle, "fake") as model:
+        samples = model.sample(2, steps=3, cache=None)
+        uncached = Contender(Way.UNCACHED, model, None, 60, Solver.ANCESTRAL, 0)
+        paths = []
+        for first, last in ((0, 120), (120, 300)):
+            paths.append(tmp_path / f"{first}.npz")
+            write_samples(paths[-1], replace(samples, series=series[first:last]), facts | {"first_sample": first})
+        np.testing.assert_array_equal(rows.stored(paths, uncached)[0], series)
+        assert rows.stored(paths, uncached)[1].passes == 60
+        with pytest.raises(
+            OptionError, match=r"120.npz must hold uncached samples with first_sample 0, found 120; draw"
+        ):
+            rows.stored(paths[::-1], uncached)
+        with pytest.raises(OptionError, match=r"0.npz must hold uncached samples with first_sample 120, found 0; draw"):
+            rows.stored([paths[0], paths[0]], uncached)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +295,7 @@ def test_samples_of_something_else_are_refused(
         samples = replace(model.sample(2, steps=3, cache=None), series=series)
     write_samples(tmp_path / "other.npz", samples, facts | change)
     with pytest.raises(OptionError, match=f"{says}.*; draw them with `e2crf sample --uncached`"):
-        compare(replace(gaussian, uncached=tmp_path / "other.npz"))
+        compare(replace(gaussian, uncached=(tmp_path / "other.npz",)))
 
 
 def test_a_file_that_holds_no_samples_is_refused_in_a_sentence(gaussian: CompareOptions, tmp_path: Path) -> None:
@@ -286,7 +308,7 @@ def test_a_file_that_holds_no_samples_is_refused_in_a_sentence(gaussian: Compare
     for name in ("series.npy", "bare.npz", "list.npz", "words.npz", "empty.npz", "gone.npz"):
         says = f"cannot read .*{name}: No such file" if name == "gone.npz" else f"{name} is not a whole file of samples"
         with pytest.raises(OptionError, match=f"{says}.* `e2crf sample`"):
-            compare(replace(gaussian, uncached=tmp_path / name))
+            compare(replace(gaussian, uncached=(tmp_path / name,)))
 
 
 def test_real_series_of_another_shape_are_refused_before_anything_is_drawn(

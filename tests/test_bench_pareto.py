@@ -238,12 +238,12 @@ def test_uncached_samples_may_come_from_a_file_that_is_what_would_be_drawn(
     facts: dict[str, Any] = {"source_digest": "0" * 64, "steps": 50, "solver": "ancestral", "grid": "uniform",
                              "seed": 0, "first_sample": 0, "cache": None}  # fmt: skip
     write_samples(tmp_path / "uncached.npz", one.draw(40, 40), facts)
-    row = pareto(replace(gaussian, uncached=tmp_path / "uncached.npz")).rows[0]
+    row = pareto(replace(gaussian, uncached=(tmp_path / "uncached.npz",))).rows[0]
     assert (row.num_samples, row.passes) == (40, 50)
     assert row.sw_time is not None
     write_samples(tmp_path / "other.npz", one.draw(4, 4), facts | {"steps": 40})
     with pytest.raises(OptionError, match=r"must hold uncached samples with steps 50, found 40; draw them with"):
-        pareto(replace(gaussian, uncached=tmp_path / "other.npz"))
+        pareto(replace(gaussian, uncached=(tmp_path / "other.npz",)))
 
 
 def test_an_uncached_draw_that_would_take_too_long_is_left_out_and_still_timed(

@@ -79,7 +79,9 @@ def bench(
     reference: Annotated[Path | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
     part: Annotated[str, typer.Option(help="Part of the real series that judges: test, train.")] = "test",
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge quality on.")] = 64,
-    uncached: Annotated[Path | None, typer.Option(help="Uncached samples drawn before (sample --uncached).")] = None,
+    uncached: Annotated[
+        list[Path] | None, typer.Option(help="Uncached samples drawn before (sample --uncached); one for each file.")
+    ] = None,
     num_uncached: Annotated[
         int | None, typer.Option(help="Fewer of what asks the network at most steps; default: as many.")
     ] = None,
@@ -127,7 +129,7 @@ def bench(
         checkpoint=checkpoint.path,
         part=part,
         num_samples=num_samples,
-        uncached=uncached,
+        uncached=tuple(uncached or ()),
         num_uncached=num_uncached,
         num_search=num_search,
         quick=quick,
