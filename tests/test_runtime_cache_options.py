@@ -1,7 +1,7 @@
 """The knobs of the cache: published presets, and what cannot be meant is refused in a sentence."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def test_a_policy_that_is_left_out_is_the_one_of_the_knobs(knobs: dict[str, Any]
     ("make", "says"),
     [
         (lambda: E2CRF.preset("thesis"), "known ones are readme, paper, paper-best"),
-        (lambda: E2CRF.preset("paper", tau=1), "unknown knob tau; the known ones are K, R, alpha_prior"),
+        (lambda: E2CRF.preset("paper", tau=1), "unknown knob tau; the known ones are K, R, a, alpha_prior"),
         (lambda: E2CRF(policy="interval", tau_0=0.1), "tau_0 belongs to policy e2crf, found it with policy interval"),
         (lambda: E2CRF(policy="never", trigger="none"), "trigger belongs to policy e2crf"),
         (
@@ -96,6 +96,7 @@ def test_a_policy_that_is_left_out_is_the_one_of_the_knobs(knobs: dict[str, Any]
         (lambda: E2CRF(tau_safe=0.6, tau_warn=0.5), "tau_safe must not exceed tau_warn = 0.5, found 0.6; lower it"),
         (lambda: E2CRF.preset("paper", tau_safe=0.6), "tau_safe must not exceed tau_warn = 0.5"),
         (lambda: E2CRF.preset("paper", a=0.1, error_feedback=0.1), "a and error_feedback are one knob"),
+        (lambda: E2CRF(a=0.1, error_feedback=0.1), "a and error_feedback are one knob"),
         (lambda: E2CRF.preset("paper", a=2), "error_feedback must lie between 0 and 1.0, found 2"),
     ],
 )
@@ -120,6 +121,9 @@ def test_negative_values_and_nan_are_refused_in_a_sentence(knob: str, value: flo
 
 def test_the_published_name_of_error_feedback_is_taken_as_it_is() -> None:
     assert E2CRF.preset("paper", a=0.05) == E2CRF.preset("paper", error_feedback=0.05)
+    assert E2CRF(a=0.05) == E2CRF(error_feedback=0.05)
+    assert replace(E2CRF(a=0.05), R=7) == E2CRF(R=7, error_feedback=0.05)
+    assert "a" not in asdict(E2CRF(a=0.05))
 
 
 @pytest.mark.parametrize("word", [True, False])

@@ -13,7 +13,7 @@ a low_every that is left out follows R in whole steps, and may add a low-frequen
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import InitVar, dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
 
@@ -76,9 +76,13 @@ class E2CRF:
     random_probe_ratio: float | None = None  # e2crf: share of the frequencies probed at every step (0.05)
     trigger: str | None = None  # e2crf: none, feature (default) or impact
     tolerance: float | None = None  # e2crf, trigger impact: effect allowed between refreshes, in data std (0.05)
-    error_feedback: float | None = None  # e2crf: `a`, most of a probe's error its neighbours take over (0: off)
+    error_feedback: float | None = None  # e2crf: most of a probe's error that its neighbours take over (0: off)
+    a: InitVar[float | None] = None  # the published name of error_feedback
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, a: float | None) -> None:
+        if a is not None:
+            require(self.error_feedback is None, "a and error_feedback are one knob", "both", "drop one of them")
+            object.__setattr__(self, "error_feedback", a)
         name = self._implied if self.policy is None else parse_word(PolicyName, self.policy, "policy")
         object.__setattr__(self, "policy", name)
         reuse = parse_word(Reuse, self.reuse, "reuse mode")
@@ -130,15 +134,14 @@ class E2CRF:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """A published parameter set, with some knobs changed; `a` is the published name of error_feedback."""
-        word = parse_word(Preset, name, "preset")
-        if "a" in changes:
-            require("error_feedback" not in changes, "a and error_feedback are one knob", "both", "drop one of them")
-            changes["error_feedback"] = changes.pop("a")
-        known = {field.name for field in fields(cls)}
+        """A published parameter set, with some knobs changed."""
+        knobs = dict(_PRESETS[parse_word(Preset, name, "preset")])
+        known = {"a"} | {field.name for field in fields(cls)}
         if unknown := sorted(set(changes) - known):
             raise OptionError(f"unknown knob {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}")
-        return cls(**(_PRESETS[word] | changes))
+        if "a" in changes:
+            knobs.pop("error_feedback", None)
+        return cls(**(knobs | changes))
 
     @property
     def _implied(self) -> PolicyName:
