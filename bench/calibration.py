@@ -214,7 +214,7 @@ class Calibration:
         last = 0  # number of refreshes
         candidates = first_candidates(can_fit=self.planner.teacher is not None)
         for count in counts_up_to(self.options.most_refreshes):
-            if best is not None and self._time_is_up(count, sizes):
+            if best is not None and self._must_stop(count, sizes):
                 break
             last = count
             ranked = self._ranked(candidates, count, sizes, bars[sizes.search])
@@ -224,7 +224,7 @@ class Calibration:
             if count > 1:  # one refresh is not spaced, so it says nothing of spacings
                 # The way of the bar stays: with enough refreshes it meets the budget.
                 candidates = list(dict.fromkeys([*plain, *fitted, BAR]))
-            if self.planner.can_split and not self._time_is_up(count, sizes):
+            if self.planner.can_split and not self._must_stop(count, sizes):
                 with_lows = [replace(candidate, lows=lows) for candidate in plain[:4] for lows in (1, 2)]
                 ranked += self._ranked(with_lows, count, sizes, bars[sizes.search])
             finalists = sorted(ranked, key=lambda entry: entry.over)[:_FINALISTS]
@@ -233,7 +233,7 @@ class Calibration:
             promising.sort(key=lambda entry: (entry.price, entry.over))
             chosen = promising[:_CHECKS] or [min(finalists, key=lambda entry: entry.over)]
             for index, entry in enumerate(chosen):
-                if index > 0 and self._time_is_up(count, sizes):
+                if index > 0 and self._must_stop(count, sizes):
                     break
                 drawn = self._draw(f"checking {count} refreshes", sizes.check, entry.plan, held_out=True)
                 score = self.judges.score(drawn)
@@ -246,17 +246,20 @@ class Calibration:
         assert best is not None
         return _Found(*best, tried, last if self._was_cut else None)
 
-    def _time_is_up(self, count: int, sizes: Sizes) -> bool:
-        """Whether one more draw, then the check, the guard and the comparison with uncached, would end too late."""
+    def _must_stop(self, count: int, sizes: Sizes) -> bool:
+        """Whether one more draw, then the check, the guard and the comparison with uncached, would end too late.
+
+        Remembers that it said so, since whoever asks then leaves something out.
+        """
         num_samples = max(sizes.final, sizes.check) + sizes.check + sizes.final + sizes.uncached
         left = num_samples * (self.overhead + count * self.per_pass)
         is_up = time.perf_counter() + left > self.deadline
-        self._was_cut |= is_up  # whoever asks leaves something out
+        self._was_cut |= is_up
         return is_up
 
     def _rescored(self, entry: _Entry, count: int, sizes: Sizes, bar: Score) -> _Entry:
         """The same on more samples, if there is the time."""
-        if self._time_is_up(count, sizes):
+        if self._must_stop(count, sizes):
             return entry
         drawn = self._draw(f"trying {count} refreshes again", sizes.final, entry.plan)
         return replace(entry, over=self.judges.score(drawn).over(bar))
@@ -268,13 +271,13 @@ class Calibration:
         """
         plans: dict[tuple[object, ...], tuple[Candidate, Plan]] = {}
         for candidate in candidates:
-            if plans and self._time_is_up(count, sizes):
+            if plans and self._must_stop(count, sizes):
                 break
             plan = self.planner.plan(candidate, count)
             plans[plan.refreshes, plan.low_steps, plan.reuse] = candidate, plan
         entries = list[_Entry]()
         for candidate, plan in plans.values():
-            if entries and self._time_is_up(count, sizes):
+            if entries and self._must_stop(count, sizes):
                 break
             drawn = self._draw(f"trying {count} refreshes", sizes.search, plan)
             entries.append(_Entry(self.judges.score(drawn).over(bar), candidate, plan))

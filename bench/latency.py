@@ -6,10 +6,10 @@ the first rival, which the others are measured against, again between any two ot
 `between_s`): each turn of a rival is set against the mean of the first one's right before and right after.
 
 What disturbs a shared machine only ever slows it, for seconds at a time, and not everybody alike: a neighbour who sits
-on the second core costs whoever asks two threads to meet after every operator. So a speed-up is taken over the quietest
-third of the rounds, those in which this rival and the first one together took least: the first one's turns in these,
-over the rival's. The choice is even-handed, and repeats where a median over all rounds tells how often somebody else
-was there. Milliseconds are medians over all rounds, of this machine on this day.
+on the second core costs whoever asks two threads to meet after every operator. So a speed-up is the median of the three
+quietest rounds, those in which this rival and the first one together took least: the first one's turns in these, over
+the rival's. The choice is even-handed, and repeats where more rounds tell how often somebody else was there, who may
+stay for most of them. Milliseconds are medians over all rounds, of this machine on this day.
 
 For that no turn may be long. A rival samples whole trajectories, end to end from noise to series. One that computes
 every step alike (an uncached one) and would take longer than `limit_s` is timed over fewer steps instead and scaled
@@ -22,9 +22,9 @@ No turn begins while threads of the last one still look for work (`until_idle`).
 after a call, those of a dozen sessions for 180 ms, and who comes next pays for it: PyTorch, which comes after everybody
 else, took up to twice its time in such a turn.
 
-Intervals are order statistics of the rounds, of speed-ups those of the quiet ones, which hold the median with a chance
-of at least 95 % if rounds are independent; of fewer than six they are the range (five: 94 %, three: 75 %). p90 and p99
-are over single trajectories of all rounds; of a rival timed over fewer steps they are wider than those of whole
+Intervals are order statistics of the rounds, of speed-ups those of the quietest third, which hold the median with a
+chance of at least 95 % if rounds are independent; of fewer than six they are the range (five: 94 %, three: 75 %). p90
+and p99 are over single trajectories of all rounds; of a rival timed over fewer steps they are wider than those of whole
 trajectories.
 """
 
@@ -43,7 +43,7 @@ Floats = NDArray[np.float64]
 _PROBE_STEPS = 3
 _MOST_REPEATS = 1000
 _LEVEL = 0.95  # of intervals
-_LEAST_QUIET = 3  # rounds that count for a speed-up, or all where there are no more
+_NUM_QUIET = 3  # rounds that a speed-up is of, or all where there are no more
 _NAP_S, _LONGEST_WAIT_S = 0.01, 1.0  # until threads rest
 _AT_REST = 0.1  # cores that a process at rest may still take
 
@@ -88,7 +88,7 @@ class Timing:
     high_ms: float
     p90_ms: float  # of single trajectories
     p99_ms: float
-    speedup: float  # how many times faster than the first rival, over the quietest third of the rounds
+    speedup: float  # how many times faster than the first rival, over the quietest rounds
     speedup_low: float  # its interval
     speedup_high: float
     measured_steps: int  # fewer than asked for if the rival was too slow to be timed whole
@@ -178,11 +178,11 @@ def _told(name: str, taken: Floats, beside: Floats, single: list[float], measure
 
 
 def speedup_of(beside: Sequence[float], taken: Sequence[float]) -> tuple[float, float, float]:
-    """How many times faster than the first rival another one is, and the interval: by their times, round by round."""
+    """How many times faster than the first rival another one is, by the times of their rounds, and the interval."""
     first, other = np.asarray(beside), np.asarray(taken)
-    quiet = np.argsort(first * other)[: max(_LEAST_QUIET, len(other) // 3)]
-    low, high = median_interval((first[quiet] / other[quiet]).tolist())
-    return float(first[quiet].mean() / other[quiet].mean()), low, high
+    ratios = (first / other)[np.argsort(first * other)]  # of the quietest round first
+    low, high = median_interval(ratios[: max(_NUM_QUIET, len(ratios) // 3)].tolist())
+    return float(np.median(ratios[:_NUM_QUIET])), low, high
 
 
 def _order(num_rivals: int, is_between: bool, *, reverse: bool) -> list[int]:

@@ -16,10 +16,9 @@ from engines.flavor import Toolkit, open_toolkit, target_of
 from engines.key import Ingredients
 from engines.recipe import Recipe, graphs_to_build, profiles_of
 from engines.store import Entry, Record, Store
-from export.manifest import Graph, check_graph_file, read_manifest
+from export.manifest import FLOAT32_PARTS, Graph, check_graph_file, read_manifest
 
 Tell = Callable[[str], None]
-_KEPT_PARTS = ("embed", "head")  # stay in float32 in every precision
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def build_engines(bundle: Path, recipe: Recipe, tell: Tell = lambda line: None) 
         )
         title = f"{name}, engine {position} of {len(graphs)}"
         tell(title)
-        precision = "fp32" if name in _KEPT_PARTS else manifest.precision
+        precision = "fp32" if name in FLOAT32_PARTS else manifest.precision
         outcomes.append(_make(toolkit, store, bundle / graph.file, graph, ingredients, precision, _under(title, tell)))
     return outcomes
 

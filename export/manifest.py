@@ -23,6 +23,7 @@ SCHEMA = 1  # bump when an older reader would misread a newer manifest
 MANIFEST_FILE = "manifest.json"
 NETWORKS = ("transformer", "lstm", "mlp")  # backbones that are written as graphs
 BACKBONES = (*NETWORKS, "gaussian", "none")  # and scores in closed form, which are served without files
+FLOAT32_PARTS = ("embed", "head")  # compute in float32 in every precision, as graphs and within `step`
 
 Record = TypeVar("Record")
 

@@ -22,8 +22,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from export.manifest import FLOAT32_PARTS
+
 FLOAT = int(TensorProto.FLOAT)
-_KEPT_PARTS = ("embed", "head")
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
 _MOVES = frozenset(  # take the type of what they move
     {"Concat", "Expand", "Gather", "Identity", "Relu", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split",
@@ -127,7 +128,7 @@ class _Typing:
     def _kind(self, node: onnx.NodeProto) -> int:
         """The type that the floats of a node are in."""
         part = node.name.partition("/")[0] if "/" in node.name else self._model.graph.name
-        if part in _KEPT_PARTS:
+        if part in FLOAT32_PARTS:
             return FLOAT
         if node.op_type in _PRODUCTS:
             return self._half

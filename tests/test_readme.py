@@ -1,5 +1,6 @@
 """The README tells the truth: its files, commands and targets exist, none is left out, and figures are of records."""
 
+import math
 import re
 import shlex
 import shutil
@@ -203,6 +204,20 @@ def test_speed_ups_of_records_follow_from_their_rounds() -> None:
         assert one.speedup == pytest.approx(speedup, rel=2e-3)  # rounds are kept to four digits
         assert (one.low_speedup, one.high_speedup) == (pytest.approx(low, rel=2e-3), pytest.approx(high, rel=2e-3))
         assert one.ms_per_sample == pytest.approx(np.median(one.rounds_ms), rel=1e-3)
+
+
+def test_ratios_repeat_within_a_tenth() -> None:
+    """Two runs of one bench, one after the other. Those that ask the network at most steps are long single turns."""
+    runs = [_read("nasa-discharge-cpu"), _read("nasa-discharge-again-cpu")]
+    first, again = ({one.rival: one for one in run.rows if one.speedup is not None} for run in runs)
+    assert runs[0].created < runs[1].created
+    assert runs[0].model == runs[1].model
+    assert first.keys() == again.keys()
+    apart = {name: abs(math.log(again[name].speedup / one.speedup)) for name, one in first.items()}  # type: ignore
+    assert sorted(name for name, by in apart.items() if by > math.log(1.1)) == [f"onnxruntime, {Way.KV_ONLY}"]
+    assert sum(by < math.log(1.05) for by in apart.values()) >= 0.9 * len(apart)
+    for name, one in first.items():
+        assert one.sw_time == again[name].sw_time, f"{name} drew other samples"
 
 
 def test_every_committed_record_is_named() -> None:

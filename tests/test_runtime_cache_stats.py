@@ -1,6 +1,7 @@
 """What a run tells of its cache: calls, tokens, ages, intensities, events, and warnings where it was of no use."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,15 @@ def test_the_samples_that_were_never_refreshed_are_counted(tiny: Model, alike: b
     stats = tiny.sample(2, steps=8, cache=Scripted(script, alike=alike)).stats
     said = "the cache was never refreshed after the first network step in 1 of 2 samples; lower R"
     assert stats.warnings == (() if alike else (said,))
+
+
+def test_the_achieved_speedup_is_full_passes_over_the_clock(tiny: Model) -> None:
+    """By hand: two full calls of N tokens for three samples take 0.6 s, so 40 steps 12 s; the run took 1.5 s."""
+    stats = tiny.sample(3, steps=40, cache=E2CRF(R=9, K=0)).stats
+    work = replace(stats.work, full_calls=2, full_tokens=2 * 3 * N, full_seconds=0.6)
+    known = replace(stats, work=work, seconds=1.5)
+    assert known.achieved_speedup == pytest.approx(8.0)
+    assert known.summary()["achieved_speedup"] == 8.0
 
 
 @pytest.mark.parametrize("cache", [E2CRF(R=10**6), E2CRF(policy="e2crf", R=10**6, trigger="none")])
