@@ -2,16 +2,17 @@
 
     python -m bench.gpu_check --out gpu-check          # writes gpu-check.json and gpu-check.md there
 
-Nothing is downloaded: the model has the published size and random weights, which cost what trained ones cost, but for
-the last layer, which keeps latents as large as trained ones do. The CPU says what is right, in float32: scores, then
-the latents of 50-step trajectories under the same noise: uncached, by a fitted plan, by a plan whose guard refreshes
-more, and with some tokens computed against cached keys and values. Each contender then has a process of its own, since
-one process takes one flavour of TensorRT, and one that breaks must not take the others along; whoever cannot run here
-says why in one sentence, and whoever takes too long or breaks is told by the cells that it finished. Those that run
-come again by split graphs, and in half precision. A cell is whole
-trajectories, from noise to series, timed by device events (without cuda.core by the clock); `call` is the network call
-within (TensorRT: by device events, too; others: by the clock, copies and launch included), `rest` what a step costs
-beside it, `faster` is over PyTorch eager uncached with as many steps in the same batch.
+Nothing is downloaded: the model has the published size and random weights, which cost what trained ones cost, made so
+that latents stay as large as trained ones keep them. The CPU says what is right, in float32: scores, then the latents
+of 50-step trajectories under the same noise: uncached, by a fitted plan, by a plan whose guard refreshes more, and with
+some tokens computed against cached keys and values. Each contender then has a process of its own, since one process
+takes one flavour of TensorRT, and one that breaks must not take the others along; whoever cannot run here says why in
+one sentence, and whoever takes too long or breaks is told by the cells that it finished. Those that run come again by
+split graphs, and in half precision.
+
+A cell is whole trajectories, from noise to series, timed by device events (without cuda.core by the clock); `call` is
+the network call within (TensorRT: by device events, too; others: by the clock, copies and launch included), `rest` what
+a step costs beside it, `faster` is over PyTorch eager uncached with as many steps in the same batch.
 
 The check fails if a contender that runs is off by more than the tolerances (float32 without TF32, sums in another
 order, and the same rounding over 50 steps; half precision by its signal-to-noise ratio), before it was timed or after,
@@ -168,7 +169,7 @@ def make_model(folder: Path, options: NetworkOptions = PUBLISHED) -> Path:
     """A bundle of a network with random weights, its checkpoint, and what the CPU computes with it."""
     torch.manual_seed(0)
     network = TransformerScore(options).eval()
-    _fit_last_layer(network, options)
+    _settle(network, options)
     shape = (options.num_tokens, options.num_channels)
     facts = ModelFacts(options, VP(), "frequency", torch.zeros(shape), torch.ones(shape), "random", "gpu-check")
     checkpoint = folder / "random.ckpt"
@@ -185,7 +186,7 @@ def _bundle(folder: Path, precision: Precision = Precision.FP32) -> Path:
 
 
 @torch.inference_mode()
-def _fit_last_layer(network: TransformerScore, options: NetworkOptions) -> None:
+def _settle(network: TransformerScore, options: NetworkOptions) -> None:
     """Make the score nearly -2 z, so that latents are pulled back.
 
     Without it they grow by hundreds, which no trained network lets them, and half precision does not bear.
