@@ -8,8 +8,9 @@ the first rival, which the others are measured against, again between any two ot
 What disturbs a shared machine only ever slows it, for seconds at a time, and not everybody alike: a neighbour who sits
 on the second core costs whoever asks two threads to meet after every operator. So a speed-up is the median of the three
 quietest rounds, those in which this rival and the first one together took least: the first one's turns in these, over
-the rival's. The choice is even-handed, and repeats where more rounds tell how often somebody else was there, who may
-stay for most of them. Milliseconds are medians over all rounds, of this machine on this day.
+the rival's; a round that is far from the quietest one does not count. The choice is even-handed, and repeats where
+more rounds tell how often somebody else was there, who may stay for most of them. Milliseconds are medians over all
+rounds, of this machine on this day.
 
 For that no turn may be long. A rival samples whole trajectories, end to end from noise to series. One that computes
 every step alike (an uncached one) and would take longer than `limit_s` is timed over fewer steps instead and scaled
@@ -44,6 +45,7 @@ _PROBE_STEPS = 3
 _MOST_REPEATS = 1000
 _LEVEL = 0.95  # of intervals
 _NUM_QUIET = 3  # rounds that a speed-up is of, or all where there are no more
+_QUIET = 1.2  # of these, such as took at most this over the quietest (geometric mean of both rivals)
 _NAP_S, _LONGEST_WAIT_S = 0.01, 1.0  # until threads rest
 _AT_REST = 0.1  # cores that a process at rest may still take
 
@@ -180,9 +182,12 @@ def _told(name: str, taken: Floats, beside: Floats, single: list[float], measure
 def speedup_of(beside: Sequence[float], taken: Sequence[float]) -> tuple[float, float, float]:
     """How many times faster than the first rival another one is, by the times of their rounds, and the interval."""
     first, other = np.asarray(beside), np.asarray(taken)
-    ratios = (first / other)[np.argsort(first * other)]  # of the quietest round first
+    both = np.sqrt(first * other)
+    order = np.argsort(both)
+    ratios = (first / other)[order]  # of the quietest round first
+    num_quiet = int((both[order[:_NUM_QUIET]] <= _QUIET * both.min()).sum())
     low, high = median_interval(ratios[: max(_NUM_QUIET, len(ratios) // 3)].tolist())
-    return float(np.median(ratios[:_NUM_QUIET])), low, high
+    return float(np.median(ratios[:num_quiet])), low, high
 
 
 def _order(num_rivals: int, is_between: bool, *, reverse: bool) -> list[int]:
