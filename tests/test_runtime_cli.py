@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import typer
 
+from bench.compare import CompareOptions
 from bench.machine import describe_machine
 from bench.records import Record, Row, write_records
 from runtime.cache.plan import Plan, read_plan
 from runtime.cache.state import Trajectory
 from runtime.cli import app, main
 from runtime.command import warnings_in_words
-from runtime.errors import CacheWarning
+from runtime.errors import CacheWarning, OptionError
 from tests.tiny import make_bundle, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -237,6 +238,18 @@ def test_an_old_record_that_cannot_be_compared_costs_no_bench(
     assert run(*BENCH, "--compare", "old.json") == 2  # `benched` has no record to give
     assert says in " ".join(capsys.readouterr().err.split())
     assert not (bundle / "reports").exists()
+
+
+def test_uncached_samples_may_stand_in_several_files(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[tuple[Path, ...]]()
+
+    def compare(options: CompareOptions, progress: object) -> None:
+        given.append(options.uncached)
+        raise OptionError("enough was heard")
+
+    monkeypatch.setattr("bench.compare.compare", compare)
+    assert run(*BENCH, "--uncached", "a.npz", "--uncached", "b.npz") == run(*BENCH) == 2
+    assert given == [(Path("a.npz"), Path("b.npz")), ()]
 
 
 def test_a_tolerance_below_0_costs_no_bench(bundle: Path, benched: list[Record]) -> None:
