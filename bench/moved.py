@@ -5,8 +5,8 @@
 
 A figure moved if it changed by more than its *noise*: the half widths of the two intervals, added as independent
 errors are. Where a record has no interval of its milliseconds, the wider of p90 - median and 10 % stands for it. The
-interval of a speed-up is of turns side by side in the quietest rounds, so that what slowed a round is not in it; where
-one of the two records has none, a speed-up is as unsure in both as the milliseconds of the rival and of the first rival
+interval of a speed-up is of the quickest rounds, so that what slowed a round is not in it; where one of the two
+records has none, a speed-up is as unsure in both as the milliseconds of the rival and of the first rival
 together. Of passes, 1 % is noise; of counts of diverged samples, twice the root of both. The intervals of SW see
 nothing of the two benches having drawn from the same noise, so that they err on the side of silence: smaller moves show
 with more samples.

@@ -60,7 +60,7 @@ class Row:
     high_ms_per_sample: float | None = None
     p90_ms_per_sample: float | None = None
     p99_ms_per_sample: float | None = None
-    speedup: float | None = None  # over the first rival, in the quietest rounds
+    speedup: float | None = None  # over the first rival, by the quickest round of both
     low_speedup: float | None = None  # its interval
     high_speedup: float | None = None
     network_share: float | None = None  # of the time of a batch: in network calls, on a GPU by device events

@@ -113,7 +113,7 @@ MAIN = (
     Column("ms per sample", lambda row: milliseconds(row.ms_per_sample) + ("*" if is_scaled(row) else ""),
            ("ms_per_sample", "measured_steps"), "milliseconds for one series, median over rounds"),
     Column("faster", lambda row: times(row.speedup), ("speedup",),
-           "than the first row: its turns over this one's right beside them, in the quietest rounds"),
+           "than the first row: its quickest round over this one's"),
     Column("passes", lambda row: number(row.passes, ".4g"), ("passes",),
            "what a sample asks of the network, in whole passes of it"),
     Column("hit rate", lambda row: number(row.hit_rate, ".1%"), ("hit_rate",),

@@ -105,7 +105,9 @@ def test_drift_of_the_machine_falls_out_of_the_speedup() -> None:
         clock=clock,
         on_turn=drifting(clock, speeds),
     )
-    assert [second.speedup, second.speedup_low, second.speedup_high] == [pytest.approx(2.0)] * 3
+    assert second.speedup == pytest.approx(2.0)
+    assert second.speedup_low == pytest.approx(2.0 * 0.8 / 1.2)  # the third quickest round
+    assert second.speedup_high == pytest.approx(2.0 / 0.8 * 1.2)
     assert first.p90_ms > 1.5 * first.median_ms
     assert (first.low_ms, first.high_ms) == (pytest.approx(1600), pytest.approx(5000))  # few rounds: the range
 
@@ -151,12 +153,13 @@ def _race_on_a_noisy_machine(seed: int, options: RaceOptions | None = None) -> T
 
 
 def test_two_races_on_a_noisy_machine_agree_within_ten_per_cent() -> None:
-    """20 races, 190 pairs; over whole trajectories, nine times, they are apart by more than 40 %."""
+    """20 races, 190 pairs, of which few may not; over whole trajectories, nine times, they are apart by over 40 %."""
     timings = [_race_on_a_noisy_machine(seed) for seed in range(20)]
     speedups = np.array([timing.speedup for timing in timings])
     true = 15_000 / 38
-    assert speedups.max() / speedups.min() < 1.10
-    assert np.abs(speedups / true - 1).max() < 0.06
+    apart = np.maximum.outer(speedups, speedups) / np.minimum.outer(speedups, speedups)
+    assert np.mean(apart[np.triu_indices(20, 1)] > 1.10) < 0.04
+    assert np.median(np.abs(speedups / true - 1)) < 0.05
     held = [timing.speedup_low <= true <= timing.speedup_high for timing in timings]
     assert np.mean(held) > 0.7  # 95 % if rounds were independent; neighbours in time are not
     whole = RaceOptions(rounds=9, limit_s=math.inf, between_s=0.0)
@@ -200,9 +203,9 @@ def test_a_neighbour_who_comes_and_goes_does_not_move_the_speedup() -> None:
 
 def test_a_neighbour_who_is_there_most_of_the_time_moves_it_less_than_by_a_tenth() -> None:
     """16 races; it is away for a fourth of the time, where a third of the rounds is too many."""
-    quiet, _, third = np.transpose([_race_beside_a_neighbour(seed, (6, 8)) for seed in range(16)])
-    assert np.abs(quiet / 50 - 1).max() < 0.1
-    assert third.max() / third.min() > 1.1
+    quickest, _, third = np.abs(np.transpose([_race_beside_a_neighbour(seed, (6, 8)) for seed in range(16)]) / 50 - 1)
+    assert quickest.max() < 0.05
+    assert np.mean(third > 0.1) > 0.5
 
 
 def test_a_uniform_rival_beyond_the_limit_is_timed_over_fewer_steps_and_scaled() -> None:

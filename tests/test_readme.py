@@ -206,17 +206,16 @@ def test_speed_ups_of_records_follow_from_their_rounds() -> None:
         assert one.ms_per_sample == pytest.approx(np.median(one.rounds_ms), rel=1e-3)
 
 
-def test_ratios_repeat_within_a_tenth() -> None:
-    """Two runs of one bench, one after the other: all but one do."""
+def test_ratios_repeat_within_a_twentieth() -> None:
+    """Two runs of one bench, one after the other."""
     runs = [_read("nasa-discharge-cpu"), _read("nasa-discharge-again-cpu")]
     first, again = ({one.rival: one for one in run.rows if one.speedup is not None} for run in runs)
     assert runs[0].created < runs[1].created
     assert runs[0].model == runs[1].model
     assert first.keys() == again.keys()
     apart = {name: abs(math.log(again[name].speedup / one.speedup)) for name, one in first.items()}  # type: ignore
-    assert [name for name, by in apart.items() if by > math.log(1.1)] == [f"onnxruntime, {Way.KV_FEWER}"]
-    assert np.median(list(apart.values())) < 0.02
-    assert max(apart.values()) < 0.12
+    assert len(apart) > 20
+    assert {name: by for name, by in apart.items() if by > math.log(1.05)} == {}
     for name, one in first.items():
         assert one.sw_time == again[name].sw_time, f"{name} drew other samples"
 
