@@ -138,6 +138,7 @@ class Finding:
     sqnr_db: float = float("nan")  # of scores
     precision: str = Precision.FP32
     cells: list[Cell] = field(default_factory=list)
+    is_begun: bool = False  # it could be opened
     is_whole: bool = False  # all cells, and held against the CPU again
 
     @property
@@ -152,7 +153,7 @@ class Finding:
     @property
     def is_at_fault(self) -> bool:
         """Whether it is wrong, or broke after it had begun."""
-        return self.verdict == "WRONG" or bool(self.reason and self.cells)
+        return self.verdict == "WRONG" or bool(self.reason and self.is_begun)
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ def examine_contender(
             trajectory = float(np.max([error for what, (error, _) in errors.items() if what != "score"]))  # NaN stays
             score, ratio = errors["score"]
             return Finding(name, "", tuple(dict.fromkeys(notes)), score, trajectory, sqnr_db(ratio),
-                           model.manifest.precision, cells)  # fmt: skip
+                           model.manifest.precision, cells, is_begun=True)  # fmt: skip
 
         errors, cells = _errors(model, folder), list[Cell]()
         for batch, steps in settings:
@@ -358,7 +359,9 @@ def run_apart(contender: Contender, folder: Path, limit_s: float) -> Finding:
         late = f"took longer than the {limit_s:.0f} s that were left for it"
         said = error.stdout or b""  # bytes, whatever was asked for
         found = _told(said.decode("utf-8", "replace") if isinstance(said, bytes) else said)
-        return Finding(contender, late) if found is None else replace(found, notes=(*found.notes, late))
+        if found is None or not found.cells:  # nothing was held against the CPU
+            return Finding(contender, late)
+        return replace(found, notes=(*found.notes, late))
     found = _told(ran.stdout)
     if found is not None and (ran.returncode == 0 or found.is_whole):
         return found
@@ -393,8 +396,9 @@ def check(tell: Callable[[str], None]) -> Report:
         tell("a model, and what the CPU computes with it")
         folder, findings = make_model(Path(name)), list[Finding]()
         for place, contender in enumerate(Contender, 1):
-            if contender.form_of in {finding.name for finding in findings if finding.reason}:
-                findings.append(Finding(contender, f"{contender.form_of} does not run here"))
+            unopened = {finding.name: finding.reason for finding in findings if finding.reason and not finding.is_begun}
+            if contender.form_of in unopened:
+                findings.append(Finding(contender, f"not tried, as {contender.form_of}: {unopened[contender.form_of]}"))
                 continue
             tell(contender)
             left = LIMIT_S - (time.perf_counter() - begun) - _RESERVED_S * (len(Contender) - place)
@@ -452,8 +456,15 @@ def main(
             def tell(finding: Finding) -> None:
                 print(json.dumps(asdict(finding)), flush=True)
 
-            many = MANY_STEPS if contender.form_of is None else None
-            tell(examine_contender(contender, model, out, device_clock(), many_steps=many, tell=tell))
+            tell(Finding(contender, is_begun=True))
+            clock = device_clock()
+            if contender.form_of is None:
+                found = examine_contender(contender, model, out, clock, tell=tell)
+            else:
+                found = examine_contender(
+                    contender, model, out, clock, cell_s=1.0, batches=BATCHES[:2], many_steps=None, tell=tell
+                )
+            tell(found)
         return
     report = check(lambda line: print(line, file=sys.stderr, flush=True))
     out.mkdir(parents=True, exist_ok=True)

@@ -180,6 +180,8 @@ def _told(name: str, taken: Floats, beside: Floats, single: list[float], measure
 
 def speedup_of(beside: Sequence[float], taken: Sequence[float]) -> tuple[float, float, float]:
     """How many times faster than the first rival another one is, by the times of their rounds, and the interval."""
+    if list(beside) == list(taken):  # the first rival itself
+        return 1.0, 1.0, 1.0
     first, other = sorted(beside)[:_NUM_QUICK], sorted(taken)[:_NUM_QUICK]
     return first[0] / other[0], first[0] / other[-1], first[-1] / other[0]
 

@@ -376,7 +376,7 @@ def main(
     steps: Annotated[str | None, typer.Option(help="Solver steps that are tried, as 8,32,1000.")] = None,
     solver: Annotated[str, typer.Option(help="Solvers that are tried.")] = ",".join(Solver),
     uncached: Annotated[
-        list[Path] | None, typer.Option(help="Uncached samples drawn before (sample --uncached); one for each file.")
+        list[Path] | None, typer.Option(help="Uncached samples drawn before (sample --uncached); may be repeated.")
     ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge finalists on.")] = 500,
     minutes: Annotated[float, typer.Option(help="Time it may take, about.")] = 20.0,

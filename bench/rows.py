@@ -197,15 +197,15 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def stored(paths: Sequence[Path], uncached: Contender) -> tuple[Series, Row]:
-    """Uncached samples from files, each going on where the one before ended, and their row.
+    """Uncached samples from files, in any order, that go on where another one ended, and their row.
 
     An `OptionError` if they are not what `uncached` would draw.
     """
     expected = {"source_digest": uncached.model.manifest.source.digest, "steps": uncached.steps,
                 "solver": uncached.solver, "grid": uncached.grid, "seed": uncached.seed, "cache": None}  # fmt: skip
+    files = [(path, *read_samples(path)) for path in paths]
     parts, cache_bytes = list[Series](), None
-    for path in paths:
-        series, facts = read_samples(path)
+    for path, series, facts in sorted(files, key=lambda file: str(file[2].get("first_sample", "")).zfill(20)):
         for name, value in (expected | {"first_sample": sum(map(len, parts))}).items():
             found = facts.get(name, "nothing")
             require(found == value, f"{path} must hold uncached samples with {name} {value}", found,

@@ -23,7 +23,6 @@ Beside `cli.py` this is the one place of the room that looks upward: a checkpoin
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +108,9 @@ def cache_for(model: Model, cache_kwargs: Mapping[str, Any], steps: int, solver:
 
 def published_cache(cache_kwargs: Mapping[str, Any]) -> E2CRF | None:
     """The published policy with these knobs, None without any; an `OptionError` lists the known names."""
-    known = [knob.name for knob in fields(E2CRF)]
-    if unknown := [name for name in cache_kwargs if name not in known]:
-        raise OptionError(f"unknown name {', '.join(unknown)} in cache_kwargs; the known ones are {', '.join(known)}")
+    if unknown := [name for name in cache_kwargs if name not in E2CRF.names()]:
+        known = ", ".join(E2CRF.names())
+        raise OptionError(f"unknown name {', '.join(unknown)} in cache_kwargs; the known ones are {known}")
     return E2CRF(**{"policy": PolicyName.E2CRF} | dict(cache_kwargs)) if cache_kwargs else None
 
 

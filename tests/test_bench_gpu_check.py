@@ -15,7 +15,7 @@ import torch
 
 from bench import gpu_check
 from bench.baseline import TorchGpu
-from bench.gpu_check import Cell, Contender, Finding, Report, examine_contender, main, make_model, markdown_of
+from bench.gpu_check import Contender, Finding, Report, examine_contender, main, make_model, markdown_of
 from bench.machine import describe_machine
 from engines.errors import EngineError
 from engines.gpu import Gpu
@@ -32,9 +32,6 @@ SMALL = NetworkOptions(num_tokens=15, num_channels=2, d_model=12, num_heads=3, n
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("made"), SMALL)
-
-
-CELL = Cell(1, 50, "plan", 10, 1.0, 1.0, 1.0, 0.1, 0.1, "")
 
 
 def seconds(work: object) -> float:
@@ -161,6 +158,19 @@ def test_a_process_that_breaks_before_its_end_is_told_by_what_broke(
     assert found.is_at_fault
 
 
+def test_who_breaks_before_the_first_cell_is_at_fault_and_who_cannot_begin_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = json.dumps(asdict(Finding(Contender.EAGER, is_begun=True)))
+    found = run_made_up(monkeypatch, folder, f"import os; print({begun!r}, flush=True); os.abort()")
+    assert found.reason == "ended with code -6"
+    assert found.is_at_fault
+    monkeypatch.undo()
+    found = run_made_up(monkeypatch, folder, f"import time; print({begun!r}, flush=True); time.sleep(60)", limit_s=5.0)
+    assert found == Finding(Contender.EAGER, "took longer than the 5 s that were left for it")
+    assert not found.is_at_fault
+
+
 def test_a_crash_is_told_by_its_code_and_not_by_a_warning_before_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +215,7 @@ def test_what_goes_wrong_only_after_the_timing_is_wrong(folder: Path) -> None:
         ([Finding("a", "no GPU")], 1),
         ([Finding("a", "", (), 0.0, 0.0)], 0),
         ([Finding("a", "", (), 0.0, 0.0), Finding("b", "no GPU")], 0),
-        ([Finding("a", "", (), 0.0, 0.0), Finding("b", "broke", cells=[CELL])], 1),
+        ([Finding("a", "", (), 0.0, 0.0), Finding("b", "broke", is_begun=True)], 1),
     ],
 )
 def test_a_check_that_checked_nothing_fails(
@@ -249,7 +259,8 @@ def test_half_precision_is_judged_by_its_signal_to_noise_ratio(folder: Path) -> 
         found = examine_contender("a", model, folder, seconds, cell_s=0.0, batches=())
     assert found.verdict == "right"
     assert gpu_check.LEAST_SQNR_DB < found.sqnr_db < 90
-    assert replace(found, precision="fp32").verdict == "WRONG"
+    assert replace(found, score_error=5e-4).verdict == "right"
+    assert replace(found, score_error=5e-4, precision="fp32").verdict == "WRONG"
     assert replace(found, sqnr_db=39.9).verdict == replace(found, trajectory_error=0.02).verdict == "WRONG"
     assert replace(found, sqnr_db=float("nan")).verdict == "WRONG"
 
@@ -280,4 +291,4 @@ def test_forms_of_what_does_not_run_are_not_tried(monkeypatch: pytest.MonkeyPatc
     found = {finding.name: finding.reason for finding in gpu_check.check(lambda line: None).findings}
     assert list(found) == list(Contender)
     assert set(Contender) - set(tried) == {Contender.TENSORRT_SPLIT, Contender.TENSORRT_HALF}
-    assert found[Contender.TENSORRT_HALF] == "tensorrt does not run here"
+    assert found[Contender.TENSORRT_HALF] == "not tried, as tensorrt: not installed"

@@ -121,6 +121,7 @@ def test_negative_values_and_nan_are_refused_in_a_sentence(knob: str, value: flo
 
 def test_the_published_name_of_error_feedback_is_taken_as_it_is() -> None:
     assert E2CRF.preset("paper", a=0.05) == E2CRF.preset("paper", error_feedback=0.05)
+    assert E2CRF.preset("paper", a=None) == E2CRF.preset("paper")
     assert E2CRF(a=0.05) == E2CRF(error_feedback=0.05)
     assert replace(E2CRF(a=0.05), R=7) == E2CRF(R=7, error_feedback=0.05)
     assert "a" not in asdict(E2CRF(a=0.05))

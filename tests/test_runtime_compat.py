@@ -132,6 +132,8 @@ def test_the_names_of_both_published_sets_mean_the_published_policy(preset: Pres
     whole = {"random_probe_ratio": 0.0} | knobs if preset is Preset.PAPER else knobs
     assert published_cache(whole | {"reuse": "feature", "alpha_prior": 0.0}) == E2CRF.preset(preset)
     assert published_cache(knobs) == E2CRF(policy="e2crf", **knobs)
+    others = {name: value for name, value in knobs.items() if name != "error_feedback"}
+    assert published_cache(others | {"a": 0.02}) == E2CRF(policy="e2crf", **others, error_feedback=0.02)
     assert published_cache({}) is None
 
 

@@ -276,7 +276,7 @@ def test_a_call_that_a_library_does_not_take_is_noticed() -> None:
 
 def test_what_tensorrt_refuses_is_said(trt: ModuleType, core: tuple[Any, list[str]]) -> None:
     calls = core[1]
-    with pytest.raises(BackendError, match="refuses this engine on this GPU; build one"):
+    with pytest.raises(BackendError, match="refuses this engine on this GPU; delete"):
         CudaDriver(strict_trt(trt, calls, loads=False)).load(ENGINE)
     engine = CudaDriver(strict_trt(trt, calls, allows=False)).load(ENGINE)
     with pytest.raises(BackendError, match="refuses optimization profile 3"):
@@ -290,7 +290,7 @@ def test_an_engine_of_another_gpu_is_refused_by_its_header(core: tuple[Any, list
     """Nothing is loaded of it: TensorRT-RTX on a data-centre GPU, say."""
     trt, calls = pytest.importorskip("tensorrt_rtx"), core[1]
     driver = CudaDriver(strict_trt(trt, calls, validity=(trt.EngineValidity.INVALID, bits)))
-    with pytest.raises(BackendError, match=rf"on this GPU \({reason}.*\); build one for it .*--backend onnxruntime"):
+    with pytest.raises(BackendError, match=rf"on this GPU \({reason}.*\); delete .*--backend onnxruntime"):
         driver.load(ENGINE)
     assert "Runtime.deserialize_cuda_engine" not in calls
 

@@ -254,8 +254,9 @@ class CudaDriver:
         loaded = None if invalid else self._runtime.deserialize_cuda_engine(engine)
         if loaded is None:
             raise BackendError(
-                f"{self._trt.__name__} {self._trt.__version__} refuses this engine on this GPU{invalid}; build one for "
-                "it (`e2crf doctor` says which flavour it takes), or take --backend onnxruntime --device cuda"
+                f"{self._trt.__name__} {self._trt.__version__} refuses this engine on this GPU{invalid}; delete the "
+                "bundle's folder engines/ and build again here (`e2crf doctor` says which flavour this GPU takes), or "
+                "take --backend onnxruntime --device cuda"
             )
         return TrtEngine(self._trt, loaded, self.stream)
 

@@ -77,7 +77,7 @@ class E2CRF:
     trigger: str | None = None  # e2crf: none, feature (default) or impact
     tolerance: float | None = None  # e2crf, trigger impact: effect allowed between refreshes, in data std (0.05)
     error_feedback: float | None = None  # e2crf: most of a probe's error that its neighbours take over (0: off)
-    a: InitVar[float | None] = None  # the published name of error_feedback
+    a: InitVar[float | None] = None  # the published name of error_feedback, to make a record with; it keeps the other
 
     def __post_init__(self, a: float | None) -> None:
         if a is not None:
@@ -136,12 +136,16 @@ class E2CRF:
     def preset(cls, name: str, **changes: Any) -> Self:
         """A published parameter set, with some knobs changed."""
         knobs = dict(_PRESETS[parse_word(Preset, name, "preset")])
-        known = {"a"} | {field.name for field in fields(cls)}
-        if unknown := sorted(set(changes) - known):
-            raise OptionError(f"unknown knob {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}")
-        if "a" in changes:
+        if unknown := sorted(set(changes) - set(cls.names())):
+            raise OptionError(f"unknown knob {', '.join(unknown)}; the known ones are {', '.join(sorted(cls.names()))}")
+        if changes.get("a") is not None:
             knobs.pop("error_feedback", None)
         return cls(**(knobs | changes))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all knobs."""
+        return [*(field.name for field in fields(cls)), "a"]
 
     @property
     def _implied(self) -> PolicyName:

@@ -80,7 +80,7 @@ def bench(
     part: Annotated[str, typer.Option(help="Part of the real series that judges: test, train.")] = "test",
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Series to judge quality on.")] = 64,
     uncached: Annotated[
-        list[Path] | None, typer.Option(help="Uncached samples drawn before (sample --uncached); one for each file.")
+        list[Path] | None, typer.Option(help="Uncached samples drawn before (sample --uncached); may be repeated.")
     ] = None,
     num_uncached: Annotated[
         int | None, typer.Option(help="Fewer of what asks the network at most steps; default: as many.")
