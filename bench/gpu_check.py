@@ -35,46 +35,35 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 
 from bench.baseline import TorchGpu
+from bench.gpu_model import CHECKPOINT, REFRESHES, STEPS, Errors, bundle_of, errors_of, make_model, plan_of
 from bench.machine import Machine, describe_machine
 from bench.on_gpu import OnGpu
 from bench.records import plain, write_whole
 from engines.describe import examine_engines
 from engines.gpu import visible_gpu
-from export.bundle import ExportOptions, export_bundle
 from export.checkpoint import read_checkpoint
 from export.manifest import read_manifest
 from export.precision import Precision
-from export.verify import noise_ratio, relative_error, sqnr_db
-from runtime.cache.hold import LinearHold
-from runtime.cache.options import E2CRF
+from export.verify import sqnr_db
 from runtime.cache.plan import Plan
-from runtime.cache.policy import Reuse
 from runtime.doctor import examine
 from runtime.errors import BackendError, BackendWarning, parse_word
-from runtime.sampler import Model, load
-from runtime.score import Graphs, has_kv
-from runtime.sde import VP
-from train.checkpoint import KEY, ModelFacts
-from train.networks import NetworkOptions, TransformerScore
+from runtime.sampler import Model
+from runtime.score import Graphs
 
-STEPS, MANY_STEPS = 50, 1000  # the second in batches of one alone
-REFRESHES = (5, 20, 35, 45)  # of 50 steps
-SURPRISE = (0.0, 1e-6, 1e6, 1e-6)  # that a guard is made of: it refreshes after every second one
+MANY_STEPS = 1000  # in batches of one alone
 BUCKET = 8  # tokens that engines take beside all of them
 BATCHES = (1, 16, 256)
 SCORE_TOLERANCE, TRAJECTORY_TOLERANCE = 1e-4, 1e-3  # of the largest value
 LEAST_SQNR_DB, HALF_TOLERANCE = 40.0, 1e-2  # of scores and, of the largest value, of latents in half precision
-PUBLISHED = NetworkOptions(num_tokens=187, num_channels=1, dropout=0.0)
 LIMIT_S = 460.0  # for all of it
 CELL_S = 3.0  # of one cell
 _SLOWEST_S = 150.0  # of one contender, building included
 _RESERVED_S = 25.0  # for each that is still to come
 _REPEATS = {STEPS: 10, MANY_STEPS: 3}  # of a cell, at least
 _FINDING = '{"name": '  # how the line begins that a process of its own ends with
-Errors = dict[str, tuple[float, float]]  # of what: of the largest value, and RMS over RMS
 Clock = Callable[[Callable[[], object]], float]
 
 
@@ -166,77 +155,13 @@ class Report:
     seconds: float
 
 
-def make_model(folder: Path, options: NetworkOptions = PUBLISHED) -> Path:
-    """A bundle of a network with random weights, its checkpoint, and what the CPU computes with it."""
-    torch.manual_seed(0)
-    network = TransformerScore(options).eval()
-    _settle(network, options)
-    shape = (options.num_tokens, options.num_channels)
-    facts = ModelFacts(options, VP(), "frequency", torch.zeros(shape), torch.ones(shape), "random", "gpu-check")
-    checkpoint = folder / "random.ckpt"
-    torch.save({"state_dict": network.state_dict(), KEY: facts.to_dict()}, checkpoint)
-    for precision in (Precision.FP32, Precision.FP16):
-        export_bundle(read_checkpoint(checkpoint), ExportOptions(_bundle(folder, precision), precision=precision))
-    with load(_bundle(folder)) as model:
-        np.savez(folder / "reference.npz", **_computed(model))  # type: ignore[arg-type]
-    return folder
-
-
-def _bundle(folder: Path, precision: Precision = Precision.FP32) -> Path:
-    return folder / f"bundle-{precision}"
-
-
-@torch.inference_mode()
-def _settle(network: TransformerScore, options: NetworkOptions) -> None:
-    """Make the score nearly -2 z, so that latents are pulled back.
-
-    Without it they grow by hundreds, which no trained network lets them, and half precision does not bear.
-    """
-    network.embedder.weight *= 2.0
-    for layer in network.backbone.layers:  # z is heard through all of them
-        layer.self_attn.out_proj.weight *= 0.3
-        layer.linear2.weight *= 0.3
-    z, seen = 1.5 * torch.randn(16, options.num_tokens, options.num_channels), list[torch.Tensor]()
-    hook = network.unembedder.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-    network(z, torch.rand(len(z)))
-    hook.remove()
-    features = torch.nn.functional.pad(seen[0].flatten(0, 1), (0, 1), value=1.0)
-    ridge = features.T @ features + torch.eye(features.shape[1])
-    found = torch.linalg.solve(ridge, features.T @ (-2.0 * z.flatten(0, 1)))
-    network.unembedder.weight.copy_(found[:-1].T)
-    network.unembedder.bias.copy_(found[-1])
-
-
-def _computed(model: Model) -> dict[str, NDArray[np.float32]]:
-    """Scores at some times, and the latents of trajectories: uncached, of plans (fit and guard made up), of K/V."""
-    network, rng = model.manifest.network, np.random.default_rng(0)
-    shape = (network.num_tokens, network.num_channels)
-    score = model.score(rng.standard_normal((2, *shape)).astype(np.float32), np.array([0.2, 0.8], np.float32))
-    usual = np.array([1.0, 0.0, 0.0, 0.0])[:, None, None]  # the new value, as it is
-    fit = tuple(LinearHold(*(usual + 0.05 * rng.standard_normal((4, *shape))).astype(np.float32)) for _ in REFRESHES)
-    fitted = replace(_plan_of(model), reuse=Reuse.RESIDUAL_FITTED, fit=fit)
-    uncached = model.sample(2, steps=STEPS, solver="ancestral", cache=None)
-    guarded = replace(_plan_of(model), surprise=SURPRISE)
-    found = {"score": score, "trajectory": uncached.z}
-    found |= {"plan": model.sample(2, cache=fitted).z, "guard": model.sample(2, cache=guarded).z}
-    if has_kv(model.backend):
-        lows = E2CRF(R=10, K=2, low_every=3, alpha_prior=0.1)
-        found["cached"] = model.sample(2, steps=STEPS, solver="ddim", cache=lows).z
-    return found
-
-
-def _plan_of(model: Model, steps: int = STEPS) -> Plan:
-    refreshes = tuple(step * steps // STEPS for step in REFRESHES)
-    return Plan(source_digest=model.manifest.source.digest, steps=steps, solver="ddim", refreshes=refreshes)
-
-
 def open_contender(contender: Contender, folder: Path) -> Model:
     """A contender over the model of a folder; an error in one sentence where it does not run."""
-    bundle = _bundle(folder, contender.precision)
+    bundle = bundle_of(folder, contender.precision)
     if contender in (Contender.EAGER, Contender.COMPILED):
         if not torch.cuda.is_available():
             raise BackendError(f"PyTorch {torch.__version__} sees no GPU, found none; install its build for CUDA")
-        network = read_checkpoint(folder / "random.ckpt").network
+        network = read_checkpoint(folder / CHECKPOINT).network
         backend = TorchGpu(network, is_compiled=contender is Contender.COMPILED)
         return Model(read_manifest(bundle), backend)
     one = OnGpu(contender.form_of or contender)
@@ -306,23 +231,14 @@ def examine_contender(
             return Finding(name, "", tuple(dict.fromkeys(notes)), score, trajectory, sqnr_db(ratio),
                            model.manifest.precision, cells, is_begun=True)  # fmt: skip
 
-        errors, cells = _errors(model, folder), list[Cell]()
+        errors, cells = errors_of(model, folder), list[Cell]()
         for batch, steps in settings:
-            for mode, cache in (("uncached", None), ("plan", _plan_of(model, steps))):
+            for mode, cache in (("uncached", None), ("plan", plan_of(model, steps))):
                 cells.append(_cell(model, clock, batch, steps, mode, cache, cell_s))
                 tell(finding(errors, list(cells)))
-        again = _errors(model, folder)
+        again = errors_of(model, folder)
         worst = {what: tuple(np.maximum(error, again[what]).tolist()) for what, error in errors.items()}  # NaN stays
         return replace(finding(worst, cells), is_whole=True)
-
-
-def _errors(model: Model, folder: Path) -> Errors:
-    """How far a model is off the CPU's reference."""
-    with np.load(folder / "reference.npz") as reference:
-        return {
-            what: (relative_error(found, reference[what]), noise_ratio(found, reference[what]))
-            for what, found in _computed(model).items()
-        }
 
 
 def _cell(model: Model, clock: Clock, batch: int, steps: int, mode: str, cache: Plan | None, cell_s: float) -> Cell:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench import gpu_check
+from bench import gpu_check, gpu_model
 from bench.baseline import TorchGpu
-from bench.gpu_check import Contender, Finding, Report, examine_contender, main, make_model, markdown_of
+from bench.gpu_check import Contender, Finding, Report, examine_contender, main, markdown_of
+from bench.gpu_model import make_model
 from bench.machine import describe_machine
 from engines.errors import EngineError
 from engines.gpu import Gpu
@@ -74,20 +75,20 @@ def test_a_contender_that_computes_something_else_is_wrong(folder: Path) -> None
 
 def test_the_reference_is_the_cpus(folder: Path) -> None:
     with load(folder / "bundle-fp32") as model, np.load(folder / "reference.npz") as reference:
-        again = model.sample(2, steps=gpu_check.STEPS, solver="ancestral", cache=None).z
+        again = model.sample(2, steps=gpu_model.STEPS, solver="ancestral", cache=None).z
         np.testing.assert_array_equal(again, reference["trajectory"])
 
 
 def test_cached_keys_and_values_are_held_against_the_cpu_where_there_are_any(folder: Path) -> None:
     """Oracle: the other set of graphs. Tokens that are computed alone make other series than all of them do."""
     with load(folder / "bundle-fp32", graphs="split", threads=1) as model:
-        found = gpu_check._computed(model)
-        errors = gpu_check._errors(model, folder)
+        found = gpu_model.computed(model)
+        errors = gpu_model.errors_of(model, folder)
     assert set(errors) == {"score", "trajectory", "plan", "guard", "cached"}
     assert max(error for error, _ in errors.values()) < 1e-5
-    assert set(gpu_check._errors(opened(folder), folder)) == {"score", "trajectory", "plan", "guard"}
+    assert set(gpu_model.errors_of(opened(folder), folder)) == {"score", "trajectory", "plan", "guard"}
     with load(folder / "bundle-fp32", threads=1) as model:
-        every = model.sample(2, steps=gpu_check.STEPS, solver="ddim", cache=None).z
+        every = model.sample(2, steps=gpu_model.STEPS, solver="ddim", cache=None).z
     assert np.abs(found["cached"] - every).max() > 1e-3 * np.abs(every).max()
 
 
@@ -240,9 +241,9 @@ def test_the_table_holds_every_cell(folder: Path) -> None:
 def test_the_guard_of_the_check_refreshes_more(folder: Path) -> None:
     """Else it would be the plan without a guard once more."""
     with load(folder / "bundle-fp32", threads=1) as model:
-        plan = gpu_check._plan_of(model)
+        plan = gpu_model.plan_of(model)
         calls = [
-            model.sample(2, cache=one).stats.work.calls for one in (plan, replace(plan, surprise=gpu_check.SURPRISE))
+            model.sample(2, cache=one).stats.work.calls for one in (plan, replace(plan, surprise=gpu_model.SURPRISE))
         ]
     assert calls == [4, 6]
 
