@@ -3,11 +3,11 @@
 A small shared machine drifts by tens of per cent from minute to minute. Rivals timed one after another would be
 compared across that drift; here every round times all of them, each round in the opposite order of the last, and
 the first rival, which the others are measured against, again between any two others (where it is not slower than
-`between_s`): each turn of a rival is set against the mean of the first one's right before and right after.
+`between_s`): with each turn of a rival the mean of the first one's right before and right after is kept.
 
 What disturbs a shared machine only ever slows it, for seconds at a time, and not everybody alike: a neighbour who sits
-on the second core costs whoever asks two threads to meet after every operator. So a speed-up is the first rival's
-quickest round over this one's, where a round is the median of many trajectories: that repeats where a median over all
+on the second core costs whoever asks two threads to meet after every operator. So a speed-up is the quickest round of
+the first rival, of those kept with this one's turns, over this one's quickest: that repeats where a median over all
 rounds, or over the quieter of them, tells how often somebody else was there, who may stay for most of them.
 Milliseconds are medians over all rounds, of this machine on this day.
 

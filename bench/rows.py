@@ -205,7 +205,7 @@ def stored(paths: Sequence[Path], uncached: Contender) -> tuple[Series, Row]:
                 "solver": uncached.solver, "grid": uncached.grid, "seed": uncached.seed, "cache": None}  # fmt: skip
     files = [(path, *read_samples(path)) for path in paths]
     parts, cache_bytes = list[Series](), None
-    for path, series, facts in sorted(files, key=lambda file: str(file[2].get("first_sample", "")).zfill(20)):
+    for path, series, facts in sorted(files, key=lambda file: _first_of(file[2])):
         for name, value in (expected | {"first_sample": sum(map(len, parts))}).items():
             found = facts.get(name, "nothing")
             require(found == value, f"{path} must hold uncached samples with {name} {value}", found,
@@ -215,6 +215,12 @@ def stored(paths: Sequence[Path], uncached: Contender) -> tuple[Series, Row]:
     drawn = np.concatenate(parts)
     require(len(drawn) >= 2, f"{', '.join(map(str, paths))} must hold samples", len(drawn), "draw more")
     return drawn, replace(bare_row(uncached), passes=float(uncached.steps), hit_rate=0.0, cache_bytes=cache_bytes)
+
+
+def _first_of(facts: Mapping[str, Any]) -> int:
+    """The index of the first sample of a file; 0 where the file does not say."""
+    first = facts.get("first_sample")
+    return first if isinstance(first, int) else 0
 
 
 def bare_row(one: Contender) -> Row:

@@ -10,23 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.cache.options import E2CRF
-from runtime.cache.policy import Event
 from runtime.sampler import Model
 from tests import opened
-from tests.cache_doubles import FREQUENCY, MIXED, N, Watched, close, made_up, quiet, recomputed_by
+from tests.cache_doubles import FREQUENCY, N, Watched, close, made_up, quiet, recomputed_by
 
 tiny = opened.tiny
-
-
-@pytest.mark.parametrize("cache", [E2CRF(), MIXED, E2CRF.preset("readme"), E2CRF(K=0)])
-@quiet
-def test_the_first_network_step_computes_all_tokens(tiny: Model, cache: E2CRF) -> None:
-    stats = tiny.sample(3, steps=40, cache=cache).stats
-    first = int(np.flatnonzero(stats.recomputed.any(axis=1))[0])
-    assert np.array_equal(stats.recomputed[first], 3 * stats.tokens_per_frequency)
-    assert stats.events[first, list(Event).index(Event.FIRST)] == 3
-    assert np.isnan(stats.age[:first]).all()
-    assert not np.isnan(stats.age[first:]).any()
 
 
 @settings(max_examples=25, deadline=None)

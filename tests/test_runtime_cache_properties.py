@@ -49,6 +49,7 @@ def test_the_first_network_step_computes_all_tokens_of_all_samples(
     first = int(np.flatnonzero(stats.recomputed.any(axis=1))[0])
     assert np.array_equal(stats.recomputed[first], 3 * stats.tokens_per_frequency)
     assert stats.events[first, list(Event).index(Event.FIRST)] == 3
+    assert np.isnan(stats.age[:first]).all()
     assert not np.isnan(stats.age[first:]).any()
 
 
