@@ -73,12 +73,13 @@ def _opened(bundle: Path, backend: str, threads: int | None, batch_size: int) ->
 
 def step_costs(model: Model, batch_size: int, *, rounds: int = 5) -> StepCosts:
     """Measure the steps of a model at a batch size."""
-    few = 40 if batch_size == 1 else 4  # network steps of one turn
-    many = 400 if batch_size == 1 else 100  # steps without
+    few = 40 if batch_size == 1 else 4  # full steps of one turn
+    several = 10 * few  # of those with few tokens: what a trajectory begins and ends with is in each turn, too
+    many = 400 if batch_size == 1 else 100  # steps without a network call
     low = np.flatnonzero(model.facts.tokens.frequency < LOW_FREQUENCIES).astype(np.int64)
     kinds = {"full": (REFRESH, few), "empty": (Decision(Event.REUSE), many), "coasting": (_coast(many), many)}
     if has_kv := model.facts.tokens.obstacle is None:
-        kinds["low"] = (Decision(Event.LOW, low), few)
+        kinds["low"] = (Decision(Event.LOW, low), several)
     split = Model(model.manifest, model.backend, graphs=Graphs.SPLIT) if has_kv else None
     whole = {name: (model, *kind) for name, kind in kinds.items()}
     parts = {} if split is None else {f"split {name}": (split, *kinds[name]) for name in ("full", "low")}

@@ -300,12 +300,16 @@ class Trajectory:
         size = len(self._all) if tokens is None else tokens.shape[-1]
         call = self._network.call(size, first, last, features=self._features is not None)
         call.token[...] = self._all if tokens is None else tokens
-        call.z[...], call.t[...] = self.z[at], schedule.times[i]
+        call.t[...] = schedule.times[i]
+        if tokens is not None and tokens.ndim == 1:
+            call.z[...] = self.z[here].take(tokens, axis=1)  # an index takes three times as long
+        else:
+            call.z[...] = self.z[at]
         begun = time.perf_counter()
         call.run()
         self.work.add(call.token.size, time.perf_counter() - begun, is_full=tokens is None)
         to_data, from_latent, from_value = (
-            table[i] if tokens is None else table[i][tokens]
+            table[i] if tokens is None else table[i].take(tokens, axis=0)
             for table in (schedule.score_to_data, schedule.from_latent, schedule.from_value)
         )
         data = to_data * call.score

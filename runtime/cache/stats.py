@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,6 +118,7 @@ class Recorder:
         self._age = np.full((num_steps, 2), np.nan)  # after each step, of the worst finished batch
         self._sums = np.zeros((num_steps, 2))  # of intensities, and how many there were
         self._mixed_from = num_steps  # the step from which on samples, or Re and Im, may have different ages
+        self._last_set: tuple[object, NDArray[np.int64], bool] = None, self._per_frequency, True
         self._own: NDArray[np.int64] | None = None  # [B, 1 + E] tokens and events by sample, where they differ
         self._by_sample: list[NDArray[np.int64]] = []  # the same in all, of the finished batches
         self.work = Work()
@@ -154,25 +154,34 @@ class Recorder:
         if decision.event.is_full:
             counts = self._per_frequency
         elif decision.tokens is not None:
-            counts = np.bincount(self._frequency[decision.tokens], minlength=len(self._per_frequency))
-            if (counts % self._per_frequency).any():
+            counts, is_whole = self._counted(decision.tokens)
+            if not is_whole:
                 self._mixed_from = min(i, self._mixed_from)
         else:
             return
-        self._count(i, samples * counts)
+        self._count(i, counts if samples == 1 else samples * counts)
+
+    def _counted(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], bool]:
+        """How many of a set are of each frequency, and whether it has all of theirs; once where it comes again."""
+        content = tokens.dtype, tokens.tobytes()  # a policy of the caller's may write its array anew
+        if content != self._last_set[0]:
+            counts = np.bincount(self._frequency[tokens], minlength=len(self._per_frequency))
+            self._last_set = content, counts, not (counts % self._per_frequency).any()
+        return self._last_set[1:]
 
     def _count(self, i: int, counts: NDArray[np.int64]) -> None:
         self._recomputed[i] = self._recomputed[i] + counts if i in self._recomputed else counts
 
     def _ages(self) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
         """Mean and largest age of the tokens of a batch after each step, by stretches; none before all have one."""
-        made = np.full(len(self._per_frequency), -1)
         network = [i for i in sorted(self._recomputed) if i < self._mixed_from]
-        for i, j in pairwise([*network, self._mixed_from]):
-            made[self._recomputed[i] > 0] = i
-            if (least := made.min()) >= 0:
-                mean = made @ self._per_frequency / len(self._frequency)
-                yield i, j, np.arange(i, j)[:, None] - np.array([mean, least])
+        if network:
+            asked = np.stack([self._recomputed[i] for i in network]) > 0
+            made = np.maximum.accumulate(np.where(asked, np.array(network)[:, None], -1))  # [calls, F]
+            since = np.stack([made @ self._per_frequency / len(self._frequency), made.min(axis=1)], axis=1)
+            since[since[:, 1] < 0] = np.nan  # some have none yet
+            since = np.repeat(since, np.diff(network, append=self._mixed_from), axis=0)
+            yield network[0], self._mixed_from, np.arange(network[0], self._mixed_from)[:, None] - since
         yield from self._mixed_ages
 
     def by_sample(self) -> NDArray[np.int64]:
@@ -203,8 +212,8 @@ class Recorder:
     def finish(self, num_samples: int, num_diverged: int, seconds: float) -> Stats:
         """The finished record."""
         recomputed = np.zeros((self._num_steps, len(self._per_frequency)), np.int64)
-        for i, counts in self._recomputed.items():
-            recomputed[i] = counts
+        if self._recomputed:
+            recomputed[list(self._recomputed)] = list(self._recomputed.values())
         events = np.zeros((self._num_steps, len(Event)), np.int64)
         for (i, j, column), samples in self._events.items():
             events[i:j, column] += samples
