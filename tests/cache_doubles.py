@@ -187,12 +187,17 @@ def made_up(seed: int, batch: int = 3) -> Made:
     )
 
 
+def decided_by(cache: Cache, signals: Made) -> list[Decision]:
+    """What a policy decides at step 80 for each sample."""
+    decisions = cache.concrete(TokenFacts(FREQUENCY), STEPS)(STEPS[80], signals)
+    return [decisions] * len(signals.refresh_age) if isinstance(decisions, Decision) else list(decisions)
+
+
 def recomputed_by(cache: Cache, signals: Made) -> NDArray[np.bool_]:
     """Which tokens a policy asks the network for, [B, N]."""
-    decisions = cache.concrete(TokenFacts(FREQUENCY), STEPS)(STEPS[80], signals)
-    batch = len(signals.refresh_age)
-    chosen = np.zeros((batch, N), np.bool_)
-    for row, decision in enumerate([decisions] * batch if isinstance(decisions, Decision) else decisions):
+    decisions = decided_by(cache, signals)
+    chosen = np.zeros((len(decisions), N), np.bool_)
+    for row, decision in enumerate(decisions):
         if decision.event.is_full:
             chosen[row] = True
         elif decision.tokens is not None:

@@ -88,6 +88,22 @@ def test_tokens_are_whole_numbers_each_of_them_once(tokens: NDArray[np.int64], s
         Decision(Event.LOW, tokens)
 
 
+@pytest.mark.parametrize(
+    ("event", "reasons"),
+    [
+        (Event.LOW, np.array([0])),
+        (Event.LOW, np.array([0, 4])),
+        (Event.CHOSEN, np.array([0, -1])),
+        (Event.CHOSEN, np.array([0.0, 1.0])),
+        (Event.CHOSEN, ["low", "probe"]),
+        (Event.REUSE, np.array([0, 1])),
+    ],
+)
+def test_reasons_are_one_for_each_token(event: Event, reasons: NDArray[np.int8]) -> None:
+    with pytest.raises(OptionError, match="reasons must be a number from 0 to 3 for each token, found"):
+        Decision(event, np.arange(2) if event.is_partial else None, reasons=reasons)
+
+
 def test_what_is_decided_is_an_event() -> None:
     with pytest.raises(OptionError, match="must be a member of Event, found 'reuse'; they are prior, first"):
         Decision("reuse")  # type: ignore[arg-type]

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.cache.options import E2CRF
+from runtime.cache.policy import Reason
 from runtime.sampler import Model
 from tests import opened
-from tests.cache_doubles import FREQUENCY, N, Watched, close, made_up, quiet, recomputed_by
+from tests.cache_doubles import FREQUENCY, N, Watched, close, decided_by, made_up, quiet, recomputed_by
 
 tiny = opened.tiny
 
@@ -74,30 +75,39 @@ def test_both_tokens_of_a_frequency_share_a_fate(seed: int, tau_0: float, max_ag
 
 
 @given(st.integers(0, 10**6))
-def test_a_sample_recomputes_exactly_the_published_set(seed: int) -> None:
+def test_a_sample_recomputes_exactly_the_published_set_and_says_why(seed: int) -> None:
     """Oracle: eq. 14-16 written out, token by token, for thresholds that all have a say."""
     cache = E2CRF(policy="e2crf", K=2, R=10, tau_0=0.1, eps=0.01, tau_warn=1.0, tau_safe=0.2, max_age=7,
                   random_probe_ratio=0.3)  # fmt: skip
     signals = made_up(seed)
-    chosen = recomputed_by(cache, signals)
+    chosen, decisions = recomputed_by(cache, signals), decided_by(cache, signals)
     for b in range(3):
         full = signals.refresh_age[b] >= 10 or signals.intensity[b] > 1.0
 
-        def wanted(k: int, b: int = b) -> bool:
+        def is_changed(k: int, b: int = b) -> bool:
             threshold = 0.1 / (0.01 + signals.energy[b, k])
-            is_changed = signals.change[b, k] > threshold and signals.intensity[b] > 0.2
-            return bool(is_changed or signals.token_age[b, k] >= 7)
+            return bool(signals.change[b, k] > threshold and signals.intensity[b] > 0.2)
 
         for frequency in range(N // 2 + 1):
             tokens = np.flatnonzero(frequency == FREQUENCY)
-            is_probe = signals.lots[b, frequency] < 0.3
-            expected = full or frequency < 2 or is_probe or any(wanted(int(k)) for k in tokens)
-            assert (chosen[b, tokens] == expected).all()
+            reasons = {
+                Reason.LOW: frequency < 2,
+                Reason.CHANGE: any(is_changed(int(k)) for k in tokens),
+                Reason.AGE: (signals.token_age[b, tokens] >= 7).any(),
+                Reason.PROBE: signals.lots[b, frequency] < 0.3,
+            }
+            assert (chosen[b, tokens] == (full or any(reasons.values()))).all()
+            if not full and any(reasons.values()):
+                first = next(reason for reason, holds in reasons.items() if holds)
+                named, why = decisions[b].tokens, decisions[b].reasons
+                assert named is not None
+                assert why is not None
+                assert [list(Reason)[why[named == token].item()] for token in tokens] == [first] * len(tokens)
 
 
 BASE = {"K": 1, "R": 12, "random_probe_ratio": 0.1, "tau_0": 20.0, "eps": 0.1, "tau_safe": 0.0}
 LADDERS: dict[str, tuple[dict[str, Any], list[Any]]] = {  # every next value must recompute more
-    "K": ({}, [0, 1, 3, 6]),
+    "K": ({}, [0, 1, 0.2, 6, 0.5]),  # below 1 it is a share of the tokens
     "random_probe_ratio": ({}, [0.0, 0.2, 0.6, 1.0]),
     "R": ({}, [40, 12, 5, 1]),
     "max_age": ({}, [12, 6, 3, 1]),

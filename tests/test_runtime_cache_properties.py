@@ -95,3 +95,5 @@ def test_statistics_add_up_to_what_the_network_was_asked(
     assert stats.hit_rate == pytest.approx(1 - stats.recomputed.sum() / (5 * N * STEPS))
     assert (stats.events.sum(axis=1) == 5).all()
     assert (stats.sample_events.sum(axis=1) == STEPS).all()
+    full = stats.events[:, [event.is_full for event in Event]].sum(axis=1)
+    assert np.array_equal(stats.reasons.sum(axis=1), stats.recomputed.sum(axis=1) - full * N)  # each token has one

@@ -388,6 +388,7 @@ def test_a_preset_takes_knobs(bundle: Path, planned: Plan) -> None:
     found = {name: facts["cache"][name] for name in ("policy", "reuse", "K", "R", "tau_0")}
     assert found == {"policy": "e2crf", "reuse": "feature", "K": 3, "R": 10, "tau_0": 0.1}
     assert facts["stats"]["events_per_sample"]["first"] == 1
+    assert facts["stats"]["tokens_by_reason_per_sample"]["low"] == 5 * facts["stats"]["events_per_sample"]["chosen"]
 
 
 def test_a_plan_file_can_be_named(bundle: Path, planned: Plan) -> None:

@@ -77,6 +77,15 @@ class Event(StrEnum):
         return self in (Event.LOW, Event.CHOSEN)
 
 
+class Reason(StrEnum):
+    """Why a partial step recomputed a token, the first that held."""
+
+    LOW = "low"  # one of the lowest frequencies
+    CHANGE = "change"  # it changed by more than the threshold
+    AGE = "age"  # it was too old
+    PROBE = "probe"  # by lot
+
+
 _EVENTS = f"they are {', '.join(Event)}"
 
 
@@ -139,15 +148,17 @@ class Decision:
     """What to do at a step; `tokens` [S] are the active tokens of a partial step, each of them once.
 
     Without a network call, `until` is the first step at which something else may be decided. After a full refresh
-    `hold` says what is held instead of the values it made. An `OptionError` for an event without its tokens, or the
-    other way about, and for tokens that are not such numbers. A trajectory makes some of a set for each of several
-    samples, [b, S]; no policy may.
+    `hold` says what is held instead of the values it made. `reasons` [S] are for the record: why each token was chosen,
+    in the order of `Reason`. An `OptionError` for an event without its tokens, or the other way about, and for tokens
+    or reasons that are not such numbers. A trajectory makes some of a set for each of several samples, [b, S]; no
+    policy may.
     """
 
     event: Event
     tokens: Ints | None = None
     until: int = 0
     hold: Hold | None = None
+    reasons: NDArray[np.int8] | None = None
     reach: int = field(default=0, init=False, repr=False, compare=False)  # the least N that a policy may decide it for
 
     def __post_init__(self) -> None:
@@ -160,6 +171,8 @@ class Decision:
             )
         if tokens is not None:
             object.__setattr__(self, "reach", _reach(tokens))
+        if self.reasons is not None:
+            _require_reasons(self.reasons, tokens)
 
     @property
     def asks_network(self) -> bool:
@@ -181,6 +194,13 @@ def _reach(tokens: Ints) -> int:
         require(not again, "tokens must be named once each", again, "leave these out")
     require(bool(tokens[0] >= 0), "tokens must not be negative", int(tokens[0]), "count them from 0")
     return int(tokens[-1]) + 1
+
+
+def _require_reasons(reasons: NDArray[np.int8], tokens: Ints | None) -> None:
+    is_row = tokens is not None and isinstance(reasons, np.ndarray) and reasons.shape == tokens.shape
+    if not is_row or reasons.dtype.kind not in "iu" or reasons.min() < 0 or reasons.max() >= len(Reason):
+        raise OptionError(f"reasons must be a number from 0 to {len(Reason) - 1} for each token, found {reasons} for "
+                          f"tokens {tokens}; leave them out, or give the places of members of Reason")  # fmt: skip
 
 
 Decisions = Decision | Sequence[Decision]  # for all samples alike, or one for each
@@ -323,11 +343,10 @@ class EventDriven:
         triggered = self._triggered(signals)
         if due.all():
             return REFRESH
-        chosen = self._chosen(signals)  # [B, F]
-        in_set = chosen[:, self.frequency]  # [B, N]
+        reasons = self._reasons(signals)[:, self.frequency]  # [B, N]
         return [
-            REFRESH if late else TRIGGER if loud else self._decision(active)
-            for late, loud, active in zip(due, triggered, in_set, strict=True)
+            REFRESH if late else TRIGGER if loud else self._decision(own)
+            for late, loud, own in zip(due, triggered, reasons, strict=True)
         ]
 
     def _triggered(self, signals: Signals) -> NDArray[np.bool_]:
@@ -337,12 +356,10 @@ class EventDriven:
             return signals.impact >= self.tolerance  # 0 allows no reuse at all
         return np.zeros(len(signals.refresh_age), np.bool_)
 
-    def _chosen(self, signals: Signals) -> NDArray[np.bool_]:
-        """The active frequencies of each sample."""
-        lots = signals.lots
-        chosen: NDArray[np.bool_] = lots < self.random_probe_ratio
-        chosen[:, : self.low] = True
-        moved = signals.token_age >= self.max_age
+    def _reasons(self, signals: Signals) -> NDArray[np.int8]:
+        """Why each frequency of each sample is active, in the order of `Reason`; -1: it is not."""
+        reasons = np.where(signals.lots < self.random_probe_ratio, _PROBE, _NONE)
+        self._mark(reasons, signals.token_age >= self.max_age, _AGE)
         if np.isfinite(self.tau_0):
             changed = (
                 signals.change * (self.eps + signals.energy) > self.tau_0
@@ -351,11 +368,19 @@ class EventDriven:
             )
             if self.tau_safe > 0:
                 changed &= (signals.intensity > self.tau_safe)[:, None]
-            moved |= changed
-        rows, tokens = np.nonzero(moved)
-        chosen[rows, self.frequency[tokens]] = True
-        return chosen
+            self._mark(reasons, changed, _CHANGE)
+        reasons[:, : self.low] = _LOW
+        return reasons
 
-    def _decision(self, active: NDArray[np.bool_]) -> Decision:
-        tokens = np.flatnonzero(active)
-        return Decision(Event.CHOSEN, tokens) if tokens.size else REUSE
+    def _mark(self, reasons: NDArray[np.int8], tokens: NDArray[np.bool_], reason: np.int8) -> None:
+        """Give the frequencies of these tokens [B, N] a reason."""
+        rows, columns = np.nonzero(tokens)
+        reasons[rows, self.frequency[columns]] = reason
+
+    def _decision(self, reasons: NDArray[np.int8]) -> Decision:
+        tokens = np.flatnonzero(reasons != _NONE)
+        return Decision(Event.CHOSEN, tokens, reasons=reasons[tokens]) if tokens.size else REUSE
+
+
+_LOW, _CHANGE, _AGE, _PROBE = (np.int8(number) for number in range(len(Reason)))
+_NONE = np.int8(-1)

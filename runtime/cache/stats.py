@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.cache.policy import Decision, Decisions, Event
+from runtime.cache.policy import Decision, Decisions, Event, Reason
 from runtime.cache.state import Trajectory, Work
 
 
@@ -21,6 +21,7 @@ class Stats:
     recomputed: NDArray[np.int64]  # [T, F]: tokens recomputed, by step and frequency, summed over samples
     tokens_per_frequency: NDArray[np.int64]  # [F]
     events: NDArray[np.int64]  # [T, E]: samples by step and event, in the order of `Event`
+    reasons: NDArray[np.int64]  # [T, 4]: tokens of partial steps, by step and `Reason`, where the policy gives it
     age: NDArray[np.float64]  # [T, 2]: mean and largest age of the tokens, of the worst batch; NaN: none yet
     intensity: NDArray[np.float64]  # [T]: mean event intensity of the partial steps, where finite; NaN: there was none
     sample_tokens: NDArray[np.int64]  # [n]: tokens recomputed, by sample
@@ -81,6 +82,12 @@ class Stats:
         totals = zip(Event, self.events.sum(axis=0).tolist(), strict=True)
         return {str(event): count for event, count in totals if count}
 
+    @property
+    def reason_counts(self) -> dict[str, int]:
+        """How many tokens partial steps recomputed for which reason, over all samples."""
+        totals = zip(Reason, self.reasons.sum(axis=0).tolist(), strict=True)
+        return {str(reason): count for reason, count in totals if count}
+
     def summary(self) -> dict[str, Any]:
         """The record in plain numbers, for JSON."""
         return {
@@ -93,6 +100,7 @@ class Stats:
             "network_calls": self.work.calls,
             "largest_age": None if np.isnan(self.age).all() else int(np.nanmax(self.age)),
             "events_per_sample": {event: count / self.num_samples for event, count in self.event_counts.items()},
+            "tokens_by_reason_per_sample": {why: count / self.num_samples for why, count in self.reason_counts.items()},
             "cache_bytes": self.cache_bytes,
             "state_bytes": self.state_bytes,
             "num_diverged": self.num_diverged,
@@ -101,6 +109,7 @@ class Stats:
 
 
 _COLUMN = {event: column for column, event in enumerate(Event)}
+_LOW = list(Reason).index(Reason.LOW)
 
 
 class Recorder:
@@ -114,6 +123,7 @@ class Recorder:
         self._per_frequency = np.bincount(frequency)
         self._recomputed: dict[int, NDArray[np.int64]] = {}  # by step: tokens of each frequency, over samples
         self._events: dict[tuple[int, int, int], int] = {}  # by first step, step after the last and event: samples
+        self._reasons = np.zeros((num_steps, len(Reason)), np.int64)
         self._mixed_ages: list[tuple[int, int, NDArray[np.float64]]] = []  # of the steps from `_mixed_from` on
         self._age = np.full((num_steps, 2), np.nan)  # after each step, of the worst finished batch
         self._sums = np.zeros((num_steps, 2))  # of intensities, and how many there were
@@ -154,6 +164,10 @@ class Recorder:
         if decision.event.is_full:
             counts = self._per_frequency
         elif decision.tokens is not None:
+            if decision.event is Event.LOW:
+                self._reasons[i, _LOW] += samples * len(decision.tokens)
+            elif decision.reasons is not None:
+                self._reasons[i] += samples * np.bincount(decision.reasons, minlength=len(Reason))
             counts, is_whole = self._counted(decision.tokens)
             if not is_whole:
                 self._mixed_from = min(i, self._mixed_from)
@@ -203,6 +217,7 @@ class Recorder:
         for stretch, samples in batch._events.items():
             self._events[stretch] = self._events.get(stretch, 0) + samples
         self._sums += batch._sums
+        self._reasons += batch._reasons
         for i, j, ages in batch._ages():
             self._age[i:j] = np.fmax(self._age[i:j], ages)
         self.work = self.work + batch.work
@@ -226,6 +241,7 @@ class Recorder:
             recomputed=recomputed,
             tokens_per_frequency=self._per_frequency,
             events=events,
+            reasons=self._reasons,
             age=self._age,
             intensity=np.divide(sums, measured, out=np.full_like(sums, np.nan), where=measured > 0),
             sample_tokens=by_sample[:, 0],
