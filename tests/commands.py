@@ -1,52 +1,29 @@
-"""Commands as tests run them: in this process, in a folder with a bundle; its file names the fixtures it opens."""
+"""What the tests of commands that judge a model share: a run with real series, and the command in this process."""
 
-import json
-import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime.cache.plan import Plan
-from runtime.cli import main
-from tests.tiny import make_bundle
+from bench.quality import QualityOptions
+from runtime.command import run_as_command
+from tests.tiny import write_checkpoint
 
-ROOT = Path(__file__).parent.parent
+QUICK = QualityOptions(num_directions=40, num_resamples=4, interval_directions=4)
+REAL = np.random.default_rng(0).standard_normal((40, 15, 2)).astype(np.float32)
 
 
-def run(*arguments: object) -> int:
-    """Exit code of a command in this process."""
+def write_run(folder: Path) -> None:
+    """The run `tiny` in a working folder, with the real series it was trained on."""
+    write_checkpoint(folder / "lightning_logs/tiny/checkpoints/last.ckpt")
+    np.savez(folder / "lightning_logs/tiny/reference.npz", train=REAL[:20], test=REAL[20:])
+
+
+def run(main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Exit code of a module's command."""
+    monkeypatch.setattr(sys, "argv", ["command", *words])
     with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
+        run_as_command(main)
     return int(stop.value.code or 0)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle and its checkpoint, never written to."""
-    folder, _ = make_bundle(tmp_path_factory.mktemp("exported"))
-    return folder.parent
-
-
-@pytest.fixture
-def bundle(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that bundle in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "bundle"
-
-
-@pytest.fixture
-def planned(bundle: Path) -> Plan:
-    """The plan of that bundle, written where it is looked for."""
-    digest = json.loads((bundle / "manifest.json").read_text())["source"]["digest"]
-    plan = Plan(source_digest=digest, steps=20, solver="ddim", refreshes=(8, 14), surprise=(1e6, 1e6))
-    plan.write(bundle / "plan.json")
-    return plan
-
-
-def facts_of(path: str = "samples.npz") -> dict[str, Any]:
-    """The record of a file of samples."""
-    with np.load(path) as file:
-        return dict(json.loads(str(file["record"])))

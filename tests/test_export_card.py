@@ -15,8 +15,8 @@ from export.manifest import MANIFEST_FILE, Manifest, read_manifest
 from export.runs import Run, read_run
 from runtime.errors import OptionError
 from runtime.sampler import load
-from tests.test_runtime_cli import run
 from tests.tiny import write_checkpoint
+from tests.verbs import run
 
 METRICS = """epoch,lr,step,train/loss,val/loss
 0,,31,,0.5

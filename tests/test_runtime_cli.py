@@ -11,11 +11,11 @@ import typer
 
 from runtime.cache.plan import Plan, read_plan
 from runtime.cli import app, main
-from tests import commands
-from tests.commands import ROOT, run
+from tests import verbs
 from tests.tiny import write_checkpoint
+from tests.verbs import ROOT, run
 
-exported, bundle, planned = commands.exported, commands.bundle, commands.planned
+exported, bundle, planned = verbs.exported, verbs.bundle, verbs.planned
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 

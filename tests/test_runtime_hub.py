@@ -14,8 +14,8 @@ from export.runs import Run
 from runtime.errors import HubError, OptionError
 from runtime.hub import PullOptions, PushOptions, folder_of, pull, push
 from tests.hub_server import TOKEN, hub_server
-from tests.test_runtime_cli import run
 from tests.tiny import make_bundle
+from tests.verbs import run
 
 
 @pytest.fixture(scope="module")

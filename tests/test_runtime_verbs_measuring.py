@@ -16,20 +16,18 @@ from bench.machine import describe_machine
 from bench.records import Record, Row, write_records
 from runtime.cache.plan import Plan, read_plan
 from runtime.errors import OptionError
-from tests import commands
-from tests.commands import ROOT, facts_of, run
-from tests.tiny import write_checkpoint
+from tests import verbs
+from tests.commands import write_run
+from tests.verbs import ROOT, facts_of, run
 
-exported, bundle, planned = commands.exported, commands.bundle, commands.planned
+exported, bundle, planned = verbs.exported, verbs.bundle, verbs.planned
 
 
 def test_bench_prints_a_table_and_json_last_and_keeps_what_it_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_checkpoint(tmp_path / "lightning_logs/tiny/checkpoints/last.ckpt")
-    series = np.random.default_rng(0).standard_normal((40, 15, 2)).astype(np.float32)
-    np.savez(tmp_path / "lightning_logs/tiny/reference.npz", train=series[:20], test=series[20:])
+    write_run(tmp_path)
     assert run("export", "tiny") == 0
     capsys.readouterr()
     assert run("bench", "bundles/tiny", "-n", 8, "--steps", 10, "--rounds", 1, "--quick", "--out", "out") == 0

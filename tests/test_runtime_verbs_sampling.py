@@ -19,11 +19,11 @@ from runtime.cache.plan import Plan
 from runtime.cache.state import Trajectory
 from runtime.command import warnings_in_words
 from runtime.errors import CacheWarning
-from tests import commands
-from tests.commands import ROOT, facts_of, run
+from tests import verbs
 from tests.tiny import make_bundle
+from tests.verbs import ROOT, facts_of, run
 
-exported, bundle, planned = commands.exported, commands.bundle, commands.planned
+exported, bundle, planned = verbs.exported, verbs.bundle, verbs.planned
 
 
 def test_sample_without_options_is_the_plan_of_the_bundle(bundle: Path, planned: Plan) -> None:
