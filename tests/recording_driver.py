@@ -136,6 +136,10 @@ class RecordingDriver:
         self._host_copy("download", address, array)
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
+    def mirror(self, address: int, count: int) -> "RecordedMirror":
+        assert self.holds(address, 4 * count)
+        return RecordedMirror(self, address, count)
+
     def _host_copy(self, what: str, address: int, array: NDArray[Any]) -> None:
         assert self._capturing is None, f"{what} within a capture"
         assert array.flags.c_contiguous
@@ -210,6 +214,22 @@ class RecordingDriver:
 
 class _Owner:
     """Holds a block until it is dropped."""
+
+
+class RecordedMirror:
+    """Holds what its block had when it was fetched, and NaN before."""
+
+    def __init__(self, driver: RecordingDriver, address: int, count: int) -> None:
+        self._driver, self._address, self._floats = driver, address, np.full(count, np.nan, np.float32)
+
+    def fetch(self) -> None:
+        assert self._driver._capturing is None
+        self._driver.log.append(("fetch", self._address, self._floats.nbytes))
+        ctypes.memmove(self._floats.ctypes.data, self._address, self._floats.nbytes)
+
+    def numpy(self) -> NDArray[np.float32]:
+        self._driver.log.append(("wait",))
+        return self._floats.copy()
 
 
 class Moment:

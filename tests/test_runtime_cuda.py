@@ -208,6 +208,10 @@ def core(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
     def launched(stream: Any, config: Any, kernel: Any, *arguments: int) -> None:
         launches.append((config.grid, config.block, *arguments))
 
+    locked = np.full(8, 7, np.float32)  # stands for page-locked memory
+    twin = Strict(real.Buffer, calls, handle=locked.ctypes.data, size=locked.nbytes,
+                  copy_from=view(locked.ctypes.data, locked.nbytes)._returns["copy_from"])  # fmt: skip
+    pinned = Strict(real.LegacyPinnedMemoryResource, calls, allocate=twin)
     device = Strict(real.Device, calls, create_stream=stream, allocate=buffer, arch="90")
     stream._returns["device"] = device
     code = Strict(real.ObjectCode, calls, get_kernel=Strict(real.Kernel, calls))
@@ -217,7 +221,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
         Device=lambda: device, Program=lambda code, code_type, options: program, LaunchConfig=real.LaunchConfig,
         ProgramOptions=real.ProgramOptions, EventOptions=real.EventOptions, launch=strict_call(real.launch, launched),
         Stream=Strict(real.Stream, calls, from_handle=stream), Buffer=Strict(real.Buffer, calls, from_handle=view),
-        copies=copies, launches=launches,
+        LegacyPinnedMemoryResource=lambda: pinned, locked=locked, copies=copies, launches=launches,
     )  # fmt: skip
     monkeypatch.setattr(sys.modules["cuda"], "core", stand_in)
     assert callable(bindings.cuMemGetInfo)
@@ -331,6 +335,18 @@ def test_a_host_array_is_free_when_its_upload_returns(core: tuple[Any, list[str]
     calls, driver = core[1], CudaDriver(None)
     driver.upload(4096, np.zeros(8, np.float32))
     assert calls[-1] == "Stream.sync"
+
+
+def test_floats_are_fetched_while_the_host_goes_on(core: tuple[Any, list[str]]) -> None:
+    """Into page-locked memory, and the host waits for that copy alone, when it reads."""
+    stand_in, calls = core
+    driver = CudaDriver(None)
+    mirror = driver.mirror(4096, 8)
+    mirror.fetch()
+    assert stand_in.copies == [(stand_in.locked.ctypes.data, 4096, 32)]
+    assert not [name for name in calls if name.endswith(".sync")]
+    assert mirror.numpy().tolist() == [7.0] * 8
+    assert [name for name in calls if name.endswith(".sync")] == ["Event.sync"]
 
 
 def test_a_full_gpu_is_said_with_what_is_free(trt: ModuleType, core: tuple[Any, list[str]]) -> None:

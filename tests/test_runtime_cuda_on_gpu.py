@@ -121,6 +121,23 @@ def test_samples_that_go_their_own_ways_are_those_of_the_cpu(model: Model, bundl
     assert_same(model, bundle, n=3, solver="ddim", cache=HeldApart(fit))
 
 
+def test_samples_of_a_guarded_plan_are_those_of_the_cpu(model: Model, bundle: Path) -> None:
+    """Limits that every surprise is above, once: at step 13 all samples are refreshed once more."""
+    stats = assert_same(model, bundle, cache=plan_of(bundle, surprise=(1e9, 0.0, 1e9), guard=1.0)).stats
+    assert stats.event_counts["trigger"] == 5
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU, or no cuda.core, here")
+def test_what_was_fetched_is_of_its_moment() -> None:
+    driver, values = CudaDriver(None), np.arange(64, dtype=np.float32)
+    block = driver.allocate(values.nbytes)
+    mirror = driver.mirror(block.address, 64)
+    driver.upload(block.address, values)
+    mirror.fetch()
+    driver.zero(block.address, values.nbytes)
+    assert np.array_equal(mirror.numpy(), values)
+
+
 @pytest.mark.skipif(not HAS_GPU, reason="no GPU, or no cuda.core, here")
 def test_kernels_are_replayed_as_a_captured_graph() -> None:
     driver, values = CudaDriver(None), np.arange(64, dtype=np.float32)

@@ -182,6 +182,19 @@ def test_a_guard_that_refreshes_some_samples_gives_the_cpus_samples(
     assert sorted(found.stats.events[13].tolist())[-2:] == [1, 2]  # the sample that is furthest off, and the others
 
 
+def test_a_guard_is_looked_at_while_the_device_has_work(opened: tuple[Model, RecordingDriver], bundle: Path) -> None:
+    """A surprise is fetched behind its refresh, and waited for when the steps up to half way are on the stream."""
+    model, driver = opened
+    model.sample(3, cache=plan_of(bundle, surprise=(1e9, 1e9, 1e9), guard=1.0), batch_size=3)
+    begin = next(i for i, entry in enumerate(driver.log) if entry[:2] == ("launch", "start"))
+    steps = [entry for entry in driver.log[begin:] if entry[0] in ("fetch", "wait") or entry[1:2] == ("coast",)]
+    told = [entry[0] if entry[0] != "launch" else entry[4:6] for entry in steps]
+    prior = (0, 3)
+    assert told == [prior, "fetch", (4, 6), "wait", (6, 10), "fetch", (11, 13), "wait", (13, 17),
+                    "fetch", (18, 20), "wait", (20, 24)]  # fmt: skip
+    assert [entry[0] for entry in driver.log[begin:] if entry[0] == "download"] == ["download"]  # z
+
+
 @pytest.mark.parametrize("trigger", ["feature", "impact"])
 def test_the_published_policy_runs_on_the_host_with_caches_on_the_device(
     opened: tuple[Model, RecordingDriver], bundle: Path, trigger: str

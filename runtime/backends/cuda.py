@@ -11,6 +11,7 @@ arrays are free again when `upload` returns and filled when `download` does. A s
 is taken by its handle, and with it the context that it belongs to.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -72,6 +73,16 @@ class Event(Protocol):
         """Seconds between two moments; waits for the later one."""
 
 
+class Mirror(Protocol):
+    """A twin on the host of some floats on the device."""
+
+    def fetch(self) -> None:
+        """Copy what the device has when the stream gets here; the host goes on."""
+
+    def numpy(self) -> Array:
+        """What was fetched last, a copy; waits for that alone, not for what was put on the stream behind it."""
+
+
 class Context(Protocol):
     """An engine at work, under one optimization profile."""
 
@@ -110,6 +121,9 @@ class Driver(Protocol):
 
     def download(self, array: Array, address: int) -> None:
         """Copy from the device into a host array, and wait for it."""
+
+    def mirror(self, address: int, count: int) -> Mirror:
+        """A twin on the host of `count` floats there."""
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy on the device."""
@@ -207,6 +221,10 @@ class CudaDriver:
         self.copy(array.ctypes.data, address, array.nbytes)
         self._stream.sync()
 
+    def mirror(self, address: int, count: int) -> "CudaMirror":
+        """A twin on the host of `count` floats there."""
+        return CudaMirror(self._core, self._stream, address, count)
+
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy on the device, or between it and the host: the driver tells them apart by address."""
         if size:
@@ -287,6 +305,28 @@ class CudaEvent:
         """Seconds between two moments; waits for the later one."""
         self._event.sync()
         return float(self._event - earlier._event) / 1e3
+
+
+class CudaMirror:
+    """A twin of some floats in page-locked memory: into any other the driver would make the host wait for a copy."""
+
+    def __init__(self, core: ModuleType, stream: Any, address: int, count: int) -> None:
+        self._stream = stream
+        self._done: Any = None  # the last copy
+        self._source = core.Buffer.from_handle(address, 4 * count)
+        self._twin = core.LegacyPinnedMemoryResource().allocate(4 * count)
+        self._floats = np.ctypeslib.as_array((ctypes.c_float * count).from_address(int(self._twin.handle)))
+
+    def fetch(self) -> None:
+        """Copy what the device has when the stream gets here; the host goes on."""
+        self._twin.copy_from(self._source, stream=self._stream)
+        self._done = self._stream.record()
+
+    def numpy(self) -> Array:
+        """What was fetched last, a copy; waits for that alone, not for what was put on the stream behind it."""
+        assert self._done is not None, "nothing was fetched"
+        self._done.sync()
+        return self._floats.copy()
 
 
 class TrtEngine:

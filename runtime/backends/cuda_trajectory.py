@@ -11,8 +11,9 @@ a capture fails (an engine that cannot be captured), it goes on running plainly.
 refresh is one more launch behind it, since it differs from refresh to refresh.
 
 The host keeps what follows from its own decisions (ages, counts). The surprise of a refresh, which the guard of a
-plan looks at, is fetched when the policy asks for it: at the step after the refresh. Where samples of a batch are
-to do different things, the network runs on all of them, and a mask keeps the others as they were.
+plan looks at, is on its way to the host as soon as it is known, and waited for only when the policy looks at it: half
+way to the next refresh, with the steps up to there on the stream already. Where samples of a batch are to do different
+things, the network runs on all of them, and a mask keeps the others as they were.
 """
 
 import warnings
@@ -100,6 +101,7 @@ class Lane:
             self._state |= {name: driver.allocate(8 * batch) for name in ("surprise", "mask", "sample")}
             self._state |= {"made": driver.allocate(8 * batch * self.num_tokens), "control": driver.allocate(16)}
             self.frame = driver.allocate(FRAME.itemsize)
+            self.surprise = driver.mirror(self._state["surprise"].address, batch)
         self._calls: dict[tuple[int, bool], Call] = {}
         self._launches: dict[tuple[Any, ...], Callable[[], None] | None] = {}  # None: has run once, to be captured
         self._tables: dict[str, Block] = {}
@@ -301,12 +303,6 @@ class Lane:
             context.set_address(tensor.name, block.address)
         return context
 
-    def read_surprise(self) -> Floats:
-        """The surprise of every sample at its last refresh, [B]."""
-        surprise = np.empty(self.batch, np.float32)
-        self.driver.download(surprise, self._state["surprise"].address)
-        return surprise
-
     def read_data(self) -> Floats:
         """The data prediction, [B, N, C]."""
         data = np.empty(self.z.shape, np.float32)
@@ -326,7 +322,7 @@ class DeviceTrajectory(Trajectory):
         self._work = Work()
         self._timed: dict[bool, list[tuple[Event, Event]]] = {True: [], False: []}  # by whether all tokens
         self._made_z, self._features, self._sums_impact = None, None, False  # of its signals only the surprise is kept
-        self._stale_surprise, self._last_surprise = True, np.zeros(lane.batch, np.float32)
+        self._surprise, self._is_fetched = np.zeros(lane.batch, np.float32), False
         lane.begin(facts, schedule, noise, linear=linear, keeps_surprise=keeps_surprise)
 
     @property
@@ -352,9 +348,9 @@ class DeviceTrajectory(Trajectory):
     @property
     def surprise(self) -> Floats:
         """How far the prediction was off at the last full refresh, in data std of z0, [B]; 0 before the second."""
-        if self._stale_surprise:
-            self._last_surprise, self._stale_surprise = self._lane.read_surprise(), False
-        return self._last_surprise
+        if self._is_fetched:
+            self._surprise, self._is_fetched = self._lane.surprise.numpy(), False
+        return self._surprise
 
     @property
     def work(self) -> Work:  # type: ignore[override]
@@ -385,6 +381,9 @@ class DeviceTrajectory(Trajectory):
         else:
             self._timed_call(decisions.tokens, lambda: lane.network_step(decisions.tokens, decisions.hold))
             self._keep(i, slice(None), decisions)
+        if lane.keeps_surprise and (self._refreshed == i).any():
+            lane.surprise.fetch()
+            self._is_fetched = True
         lane.is_busy = i + 1 < self._schedule.num_steps
 
     def advance(self, i: int) -> None:
@@ -430,6 +429,6 @@ class DeviceTrajectory(Trajectory):
         """Keep the ages that follow from a decision carried out for some samples."""
         if decision.event.is_full:
             self.made[here] = self._refreshed[here] = i
-            self._oldest_refresh, self._stale_surprise = int(self._refreshed.min()), True
+            self._oldest_refresh = int(self._refreshed.min())
         elif decision.tokens is not None:
             self.made[here, decision.tokens] = i

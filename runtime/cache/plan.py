@@ -241,28 +241,30 @@ class Planned:
         if is_first or i in self.refreshes:
             hold = self.holds[self.refreshes.index(i)] if self.holds else None
             return Decision(Event.FIRST if is_first else Event.REFRESH, hold=hold)
-        extra = self._extra(i, signals)
-        if extra == i:
+        middle = self._middle(i)
+        if i == middle and (signals.surprise > self.limits[self._last(i)]).any():
             return self._guarded(i, signals)
         if i in self.lows and self.low_tokens.size:
             return Decision(Event.LOW, self.low_tokens)
         until = int(self.events[np.searchsorted(self.events, i, side="right")])
-        return Decision(Event.REUSE, until=until if extra is None or extra < i else min(until, extra))
+        return Decision(Event.REUSE, until=min(until, middle) if i < middle else until)
 
-    def _extra(self, i: int, signals: Signals) -> int | None:
-        """The step at which some samples are refreshed once more before the next refresh; None: none is."""
+    def _last(self, i: int) -> int:
+        """Which refresh was the last one."""
+        return int(np.searchsorted(self.refreshes, i, side="right")) - 1
+
+    def _middle(self, i: int) -> int:
+        """Where samples with a surprise are refreshed once more before the next refresh; -1 without a guard.
+
+        Nothing is asked of the signals before: a GPU has had time to send them.
+        """
         if not self.limits:
-            return None
-        last = int(np.searchsorted(self.refreshes, i, side="right")) - 1
-        if not (signals.surprise > self.limits[last]).any():
-            return None
-        following = self.refreshes[last + 1] if last + 1 < len(self.refreshes) else self.num_steps
-        middle = (self.refreshes[last] + following) // 2
-        return middle if middle > self.refreshes[last] else None
+            return -1
+        refresh, following = (*self.refreshes, self.num_steps)[(last := self._last(i)) : last + 2]
+        return (refresh + following) // 2
 
     def _guarded(self, i: int, signals: Signals) -> Decisions:
-        last = int(np.searchsorted(self.refreshes, i, side="right")) - 1
         is_low = i in self.lows and self.low_tokens.size
         other = Decision(Event.LOW, self.low_tokens) if is_low else REUSE
-        loud = signals.surprise > self.limits[last]
+        loud = signals.surprise > self.limits[self._last(i)]
         return [TRIGGER if far else other for far in loud.tolist()]
