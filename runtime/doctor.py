@@ -47,8 +47,13 @@ def _examine_sampling() -> dict[str, Any]:
     """Whether ONNX Runtime imports and offers its CPU provider."""
     if importlib.util.find_spec("onnxruntime") is None:
         return {"ready": False, "detail": "ONNX Runtime is not installed; pip install onnxruntime"}
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        detail = (
+            f"ONNX Runtime is installed and cannot be imported ({error}); pip install --force-reinstall onnxruntime"
+        )
+        return {"ready": False, "detail": detail}
     providers = onnxruntime.get_available_providers()
     ready = "CPUExecutionProvider" in providers
     return {"ready": ready, "detail": f"ONNX Runtime {onnxruntime.__version__} with {', '.join(providers)}"}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from runtime.schedule import Schedule
 
 Table = NDArray[np.float32]
-_KEPT = 1024  # leaps that are remembered: a trajectory takes some dozen
+_KEPT_BYTES = 2**26  # of leaps that are remembered: a plan takes a few, with a value for each step where noise is added
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Leap:
     slope: Table | None
     noise: Table | None  # [j - i, N, C] or [j - i, N, 1]; None if the solver makes none
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tables."""
+        return sum(table.nbytes for table in (self.latent, self.value, self.slope, self.noise) if table is not None)
+
 
 class Leaps:
     """The leaps of a schedule, made when first asked for."""
@@ -36,15 +41,19 @@ class Leaps:
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
         self._made: dict[tuple[int, int, bool], Leap] = {}
+        self._bytes = 0
 
     def get(self, i: int, j: int, *, prior: bool) -> Leap:
         """The leap over steps i .. j - 1, all of them in the prior phase or all of them reusing."""
         key = (i, j, prior)
-        if key not in self._made:
-            if len(self._made) >= _KEPT:
+        if (leap := self._made.get(key)) is None:
+            leap = self._make(i, j, prior)
+            self._bytes += leap.nbytes
+            if self._bytes > _KEPT_BYTES:
                 self._made.clear()
-            self._made[key] = self._make(i, j, prior)
-        return self._made[key]
+                self._bytes = leap.nbytes
+            self._made[key] = leap
+        return leap
 
     def _make(self, i: int, j: int, prior: bool) -> Leap:
         schedule = self._schedule

@@ -35,7 +35,7 @@ def _words(
     seed: int, samples: NDArray[np.int64], first_step: int, num_steps: int, num_values: int, purpose: int = 0
 ) -> NDArray[np.uint64]:
     """The raw words [num_steps, len(samples), W] that `num_values` normals per sample and step come from."""
-    require(0 <= seed < 2**64, "the seed must be an integer from 0 to 2^64 - 1", seed, "choose one in that range")
+    _require_seed(seed)
     blocks_per_step = -(-num_values // (2 * _WORDS_PER_BLOCK))
     words = np.empty((len(samples), num_steps, blocks_per_step * _WORDS_PER_BLOCK), np.uint64)
     for row, sample in enumerate(samples):
@@ -44,6 +44,10 @@ def _words(
         philox = np.random.Philox(key=seed + (purpose << 64), counter=counter)
         words[row] = philox.random_raw(words[row].size).reshape(words[row].shape)
     return words.swapaxes(0, 1)
+
+
+def _require_seed(seed: int) -> None:
+    require(0 <= seed < 2**64, "the seed must be an integer from 0 to 2^64 - 1", seed, "choose one in that range")
 
 
 def standard_normal(
@@ -73,6 +77,7 @@ class NoiseStream:
     NORMAL_CHUNK = 1 << 14  # values made normal at once: they stay in a core's cache
 
     def __init__(self, seed: int, samples: NDArray[np.int64], shape: tuple[int, int], num_steps: int) -> None:
+        _require_seed(seed)  # of a batch on a GPU, too
         self.seed, self.samples, self._shape, self._num_steps = seed, samples, shape, num_steps
         values = max(1, len(samples) * shape[0] * shape[1])
         self._words_steps = max(1, self.WORD_CHUNK // values)

@@ -26,7 +26,8 @@ def steps_progress(num_samples: int, batch_size: int, num_steps: int) -> Iterato
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=-(-num_samples // batch_size) * num_steps)
+        batches = -(-num_samples // max(1, batch_size))  # what cannot be meant is refused by who samples
+        task = bar.add_task("", total=batches * num_steps)
 
         waiting = 0
 

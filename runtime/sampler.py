@@ -189,14 +189,13 @@ class Model:
         settings = self.settings(steps, solver, grid, cache)
         run = _Run(self, settings, seed, on_step, on_progress)
         begun = time.perf_counter()
-        batches: list[NDArray[np.float32]] = []
         with np.errstate(over="ignore", invalid="ignore"):  # a sample that diverges is counted, not warned of
             try:
                 for start in range(first_sample, first_sample + n, batch_size):
-                    batches.append(run.batch(start, min(batch_size, first_sample + n - start)))
+                    run.batch(start, min(batch_size, first_sample + n - start))
+                drawn = self._collect(run, begun)
             except KeyboardInterrupt as stop:
-                raise Interrupted(self._collect(run, batches, begun) if batches else None) from stop
-            drawn = self._collect(run, batches, begun)
+                raise Interrupted(self._collect(run, begun) if run.batches else None) from stop
         # A plan and a policy of the caller's recompute what somebody laid down step by step, and keep silent.
         policy = settings.cache.policy if isinstance(settings.cache, E2CRF) else None
         if policy not in (None, PolicyName.NEVER) or (policy and not drawn.stats.work.calls):
@@ -226,8 +225,8 @@ class Model:
             cache.check(self.manifest, chosen.steps, chosen.solver, chosen.grid)
         return chosen
 
-    def _collect(self, run: "_Run", batches: list[NDArray[np.float32]], begun: float) -> Samples:
-        z = np.concatenate(batches)
+    def _collect(self, run: "_Run", begun: float) -> Samples:
+        z = np.concatenate(run.batches)
         stats = run.recorder.finish(len(z), _num_diverged(z), time.perf_counter() - begun)
         return Samples(self._series(z), stats, z)
 
@@ -278,10 +277,12 @@ class _Run:
         self._schedule, self._leaps, self._steps = tables
         self._policy = cache.concrete(model.facts.tokens, self._steps)
         self._linear = reuse.is_linear
+        self._num_apart = len(model.facts.tokens.frequency) if has_kv(model.backend) else 0
         self.recorder = Recorder(model.facts.tokens.frequency, settings.steps)
+        self.batches: list[NDArray[np.float32]] = []  # those that are finished, as standardised tokens [size, N, C]
 
-    def batch(self, first: int, size: int) -> NDArray[np.float32]:
-        """Samples first .. first + size - 1 as standardised tokens [size, N, C]."""
+    def batch(self, first: int, size: int) -> None:
+        """Draw samples first .. first + size - 1."""
         model, num_steps = self._model, len(self._steps)
         recorder = Recorder(model.facts.tokens.frequency, num_steps, size)
         shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
@@ -292,8 +293,9 @@ class _Run:
                 i = self._step(i, first, trajectory, recorder)
         recorder.cache_bytes, recorder.state_bytes = trajectory.cache_bytes, trajectory.state_bytes
         recorder.work = trajectory.work
-        self.recorder.add(recorder)  # only now: an interrupted batch leaves no trace
-        return trajectory.z
+        z = trajectory.z  # on a GPU it comes only now
+        self.recorder.add(recorder)  # an interrupted batch leaves no trace
+        self.batches.append(z)
 
     @contextmanager
     def _trajectory(self, noise: NoiseStream) -> Iterator[Trajectory]:
@@ -315,7 +317,7 @@ class _Run:
     def _step(self, i: int, first: int, trajectory: Trajectory, recorder: Recorder) -> int:
         """Take step i, or the run of steps from it that need no network; the step that comes next."""
         decisions, j = self._policy(self._steps[i], trajectory.at(i)), i + 1
-        _require_decisions(decisions, trajectory.batch, len(self._model.facts.tokens.frequency))
+        _require_decisions(decisions, trajectory.batch, self._num_apart)
         if self._on_step is None and isinstance(decisions, Decision) and trajectory.can_coast(decisions):
             j = min(decisions.until, len(self._steps))
             trajectory.coast(i, j, decisions.event)
@@ -335,7 +337,10 @@ class _Run:
 
 
 def _require_decisions(decisions: object, batch: int, num_tokens: int) -> None:
-    """Refuse what is no decision, a number of them that is not that of the samples, and tokens that no model has."""
+    """Refuse what is no decision, a number of them that is not that of the samples, and tokens that no model has.
+
+    `num_tokens` is how many can be computed without the others: all, or 0 where there are no keys and values.
+    """
     if isinstance(decisions, Decision):
         if decisions.reach <= num_tokens:
             return
@@ -354,6 +359,8 @@ def _require_decisions(decisions: object, batch: int, num_tokens: int) -> None:
         require(isinstance(decision, Decision), "a policy must return a Decision for each sample", decision,
                 "Decision(Event.REUSE) does nothing")  # fmt: skip
         if decision.reach > num_tokens:
+            require(num_tokens > 0, "this network has no K/V cache, so that a step recomputes all tokens or none",
+                    str(decision.event), f"decide {Event.REFRESH}")  # fmt: skip
             is_row = decision.tokens.ndim == 1
             found = decision.reach - 1 if is_row else f"an array of shape {decision.tokens.shape}"
             raise OptionError(f"tokens must be one row of numbers from 0 to {num_tokens - 1}, found {found}; "

@@ -35,7 +35,7 @@ class Schedule:
 
     times: Times  # [T]
     prior_scale: Table  # [N, 1], the prior is prior_scale * e
-    gaussian: Table  # [T, N, C], g(z, t) = gaussian z
+    gaussian: Table  # [T, N, C or 1], g(z, t) = gaussian z
     score_to_data: Table  # [T, N, 1], z0 = latent_to_data z + score_to_data score
     latent_to_data: Table  # [T]
     from_latent: Table  # [T, N, C or 1] of the reuse mode
@@ -63,9 +63,11 @@ def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, grid: TimeGr
     shape = np.asarray(manifest.tokens.noise_shape)[None, :, None]  # G, [1, N, 1]
     varies = np.asarray(manifest.standardisation.std)[None] > 0  # [1, N, C]
     alpha, sigma = process.alpha(times)[:, None, None], process.sigma(times)[:, None, None]
+    if (varies == varies[..., :1]).all():
+        varies = varies[..., :1]  # one channel stands for all
     gaussian = varies * alpha / (alpha**2 + (sigma * shape) ** 2)
     score_to_data = (sigma * shape) ** 2 / alpha
-    one, zero = np.ones_like(gaussian), np.zeros_like(gaussian)
+    one, zero = np.ones_like(score_to_data), np.zeros_like(score_to_data)
     from_latent, from_value = {
         Reuse.FEATURE: (one / alpha, score_to_data),
         Reuse.FEATURE_LINEAR: (one / alpha, score_to_data),
@@ -92,9 +94,10 @@ def schedule_of(manifest: Manifest, solver: Solver, num_steps: int, grid: TimeGr
         "fresh_score": table.data[:, None, None] * score_to_data,
         "impact": np.append(alpha[1:, 0, 0], 1.0) * table.data,
     }
+    narrowed = {id(value): value.astype(np.float32) for value in tables.values()}  # two of them may be one
     return Schedule(
         times,
-        **{name: value.astype(np.float32) for name, value in tables.items()},
+        **{name: narrowed[id(value)] for name, value in tables.items()},
         is_stochastic=bool(table.noise.any()),
         is_multistep=bool(table.previous.any()),
     )

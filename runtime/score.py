@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.manifest import Manifest, layer_name
 from runtime.backends.base import Backend
-from runtime.errors import OptionError
+from runtime.errors import OptionError, require
 
 _BINDING_BYTES = 2**13  # an allowance, not measured
 Buffers = dict[str, NDArray[Any]]
@@ -85,7 +85,7 @@ class ScoreNetwork:
     def call(self, num_tokens: int, first: int = 0, last: int | None = None, *, features: bool = False) -> Call:
         """The prepared call for S = `num_tokens` of samples first .. last - 1; the same object while it is in use.
 
-        Without K/V only all samples and all tokens can be asked for.
+        Without K/V only all tokens can be asked for.
         """
         key = (num_tokens, first, self._batch if last is None else last, features)
         if (call := self._calls.pop(key, None)) is None:
@@ -119,6 +119,10 @@ class ScoreNetwork:
         return Call(buffers["z"], buffers["t"], buffers["token"], buffers["score"], buffers.get("hidden"), run)
 
     def _require_features(self) -> None:
+        (head,) = self._backend.signature("head").inputs
+        backbone = self._manifest.network.backbone
+        require(len(head.shape) == 3, "the event intensity needs features of each token", f"one row in a {backbone}",
+                "take policy interval")  # fmt: skip
         if self._graphs is Graphs.STEP and "hidden" not in self._gives:
             raise OptionError(
                 "the event intensity needs the features of the last layer, found a step graph that does not give "

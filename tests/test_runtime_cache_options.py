@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.cache.options import E2CRF, PolicyName
+from runtime.cache.policy import Needs
 from runtime.errors import OptionError
 from runtime.sampler import Model
 from runtime.sde import VP
@@ -93,6 +94,7 @@ def test_a_policy_that_is_left_out_is_the_one_of_the_knobs(knobs: dict[str, Any]
         (lambda: E2CRF(tau_0=10**400), "tau_0 must be a number that a float can hold, found 'a larger one'; take"),
         (lambda: E2CRF(K=10**5000), "K must be a number that a float can hold"),
         (lambda: E2CRF(R=10**400), "R must be a number that a float can hold"),
+        (lambda: E2CRF(tau_safe=0.9), "tau_safe must not exceed tau_warn = 0.5, found 0.9; lower it"),
         (lambda: E2CRF(tau_safe=0.6, tau_warn=0.5), "tau_safe must not exceed tau_warn = 0.5, found 0.6; lower it"),
         (lambda: E2CRF.preset("paper", tau_safe=0.6), "tau_safe must not exceed tau_warn = 0.5"),
         (lambda: E2CRF.preset("paper", a=0.1, error_feedback=0.1), "a and error_feedback are one knob"),
@@ -142,3 +144,11 @@ def test_policy_e2crf_is_refused_where_tokens_cannot_be_computed_alone() -> None
     for domain, why in (("time", "tokens of this model are time steps"), ("frequency", "has no K/V cache")):
         with pytest.raises(OptionError, match=f"recomputes some tokens alone, but .*{why}; use policy interval"):
             gaussian(10, VP(), domain).model.sample(1, steps=5, cache=E2CRF(policy="e2crf"))
+
+
+def test_signals_that_nothing_looks_at_are_not_kept() -> None:
+    """Without a threshold neither changes nor what would silence it; a made-up trigger looks at nothing else."""
+    assert E2CRF(tau_0=np.inf, tau_safe=0.1, trigger="none").needs == Needs.NOTHING
+    assert E2CRF(tau_0=np.inf, trigger="impact").needs == Needs.IMPACT
+    assert E2CRF(tau_0=0.1, tau_safe=0.1, trigger="impact").needs == Needs.CHANGE | Needs.INTENSITY | Needs.IMPACT
+    assert E2CRF(tau_0=0.1, trigger="none").needs == Needs.CHANGE

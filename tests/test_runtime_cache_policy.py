@@ -113,7 +113,7 @@ LADDERS: dict[str, tuple[dict[str, Any], list[Any]]] = {  # every next value mus
     "max_age": ({}, [12, 6, 3, 1]),
     "tau_0": ({}, [np.inf, 50.0, 5.0, 0.0]),
     "tau_warn": ({}, [np.inf, 0.02, 0.005, 0.0]),
-    "tau_safe": ({"tau_0": 2.0}, [1.0, 0.02, 0.005, 0.0]),
+    "tau_safe": ({"tau_0": 2.0}, [0.5, 0.02, 0.005, 0.0]),
     "tolerance": ({"trigger": "impact"}, [np.inf, 0.1, 0.02, 0.0]),
     "alpha_prior": ({}, [0.6, 0.3, 0.1, 0.0]),
     "eps": ({}, [0.0, 1.0, 10.0, 1e6]),

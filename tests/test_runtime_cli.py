@@ -156,6 +156,7 @@ def test_json_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], comm
         (["sample"], "Missing argument"),
         (["export", "nothing"], "no checkpoint 'nothing'"),
         (["verify", "bundle"], "no checkpoint 'tiny'"),
+        (["export", "tiny.ckpt", "--data", "datamodule='ecg"], "must be overrides as of a shell, found"),
         (["inspect", "gone"], "no bundle at gone"),
         (["dance"], "No such command"),
     ],

@@ -44,7 +44,8 @@ def test_noise_is_that_of_the_host(
     held: dict[str, Any] = {name: np.zeros((2, tokens, channels), np.float32)
                             for name in ("z", "data", "before", "value", "slope", "unheld")}  # fmt: skip
     held |= {"sample": samples, "times": np.zeros(num_steps), "surprise": np.zeros(2, np.float32)}
-    held |= {"made": np.zeros((2, tokens), np.int64), "mask": np.zeros(2, np.int64), "control": np.zeros(2, np.int64)}
+    held |= {"made": np.zeros((2, tokens), np.int64), "control": np.zeros(2, np.int64)}
+    held |= {name: np.zeros(2, np.int64) for name in ("mask", "prior")}
     held |= {name: np.zeros((num_steps, tokens, channels), np.float32) for name in ("gaussian", "from_latent")}
     held |= {"from_value": np.zeros((num_steps, tokens), np.float32), "scalars": np.zeros((num_steps, 5), np.float32)}
     held |= {name: np.ones((num_steps, tokens), np.float32) for name in ("step_noise", "prior_scale")}

@@ -188,14 +188,17 @@ def test_a_leap_is_its_single_steps_multiplied_out(process: Process, reuse: Reus
         np.testing.assert_allclose(found, z, rtol=0, atol=1e-5 * np.abs(z).max())
 
 
-def test_leaps_are_kept_and_not_mixed_up(tiny: Model) -> None:
+def test_leaps_are_kept_and_not_mixed_up(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same object for the same steps; another for the prior phase; and the memory is bounded."""
     leaps = Leaps(schedule_of(tiny.manifest, Solver.DDIM, 60, TimeGrid.UNIFORM, Reuse.RESIDUAL))
     one = leaps.get(3, 9, prior=True)
     assert leaps.get(3, 9, prior=True) is one
     assert leaps.get(3, 9, prior=False) is not one
     assert leaps.get(3, 9, prior=False).value is not None
-    for i in range(59):
+    most = 40 * leaps.get(3, 9, prior=False).nbytes
+    monkeypatch.setattr("runtime.leaps._KEPT_BYTES", most)
+    for i in range(20):
         for j in range(i + 2, 60):
-            leaps.get(i, j, prior=False)
-            assert len(leaps._made) <= 1024
+            leap = leaps.get(i, j, prior=False)
+            assert leaps.get(i, j, prior=False) is leap
+            assert sum(one.nbytes for one in leaps._made.values()) <= most

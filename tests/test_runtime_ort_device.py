@@ -1,5 +1,6 @@
 """ONNX Runtime with caches in memory of a device, the CPU standing in for one: samples are the plain backend's."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,14 @@ def test_doctor_says_how_to_get_the_provider(monkeypatch: pytest.MonkeyPatch, *,
     assert told.startswith("NVIDIA H200 (9.0); sample with")
     assert "everything here runs on the CPU" in examine(None)[0]["gpu"]
     assert (CUDA_PROVIDER_REMEDY in told) is not has_provider
+
+
+def test_doctor_says_that_an_installed_package_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    told, text = examine(None)
+    assert told["sample"]["ready"] is False
+    assert "NOT ready: ONNX Runtime is installed and cannot be imported (" in text
 
 
 def test_a_provider_that_falls_back_to_the_cpu_is_noticed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
 from runtime.cache.policy import UNFITTED, Decision, Decisions, Event, Needs, Policy, Reuse, Signals, Step, TokenFacts
 from runtime.errors import BackendError, BackendWarning, OptionError
-from runtime.sampler import Model, load
+from runtime.sampler import Interrupted, Model, load
+from tests.cache_doubles import Scripted
 from tests.recording_driver import RecordingDriver, compiled_kernels, open_recorded, write_engines
 from tests.test_export_precision import without_cache
 from tests.tiny import make_bundle, write_checkpoint
@@ -157,6 +158,96 @@ class HeldApart:
         return policy
 
 
+@pytest.mark.parametrize("begin", [(8, 8, 8), (6, 9, 6)], ids=["all", "some"])
+@pytest.mark.parametrize("reuse", ["feature", "data", "residual"])
+def test_samples_that_predict_by_the_prior_do_so_beside_others(
+    opened: tuple[Model, RecordingDriver], bundle: Path, reuse: str, begin: tuple[int, ...]
+) -> None:
+    """Said for each sample, while none of them has begun and while others have."""
+
+    def script(sample: int, step: int) -> Decision:
+        if step <= begin[sample]:
+            return Decision(Event.PRIOR if step < begin[sample] else Event.FIRST)
+        return Decision(Event.REFRESH if step % 5 == 0 else Event.PRIOR if step == 17 else Event.REUSE)
+
+    assert_same(opened[0], bundle, n=3, cache=Scripted(script, reuse))
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_a_new_score_is_used_whatever_the_neighbours_do(
+    opened: tuple[Model, RecordingDriver], bundle: Path, where: str
+) -> None:
+    """Euler-Maruyama's last steps, where a detour over the data costs 1e-4. Oracle: alone, uncached; 1e-6."""
+
+    def script(sample: int, step: int) -> Decision:
+        return Decision(Event.REUSE if sample == 1 and step == 15 else Event.REFRESH if step else Event.FIRST)
+
+    with load(bundle, threads=1) as plain:
+        alone = plain.sample(1, steps=16, solver="euler_maruyama", cache=None).z
+        model = plain if where == "cpu" else opened[0]
+        beside = model.sample(3, steps=16, solver="euler_maruyama", cache=Scripted(script)).z
+    assert np.abs(beside[0] - alone[0]).max() <= 2e-6 * np.abs(alone).max()
+
+
+def test_a_signal_that_is_not_asked_for_is_not_made_up(opened: tuple[Model, RecordingDriver]) -> None:
+    @dataclass(frozen=True)
+    class Looks:
+        reuse: str = Reuse.RESIDUAL
+        needs: Needs = Needs.NOTHING
+        feedback: float = 0.0
+
+        def concrete(self, facts: TokenFacts, steps: Sequence[Step]) -> Policy:
+            return lambda step, signals: Decision(Event.TRIGGER if (signals.surprise > 0).any() else Event.FIRST)
+
+    with pytest.raises(OptionError, match=r"found that SURPRISE is not; add Needs\.SURPRISE"):
+        opened[0].sample(1, steps=5, cache=Looks())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_no_counter_holds_is_refused(opened: tuple[Model, RecordingDriver], seed: int) -> None:
+    with pytest.raises(OptionError, match="the seed must be an integer from 0 to"):
+        opened[0].sample(1, steps=5, cache=None, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "found"), [("z", "float64", "float64"), ("token", "int32", "int32"), ("z", "", "not contiguous")]
+)
+def test_arrays_of_another_kind_are_refused(
+    opened: tuple[Model, RecordingDriver], name: str, kind: str, found: str
+) -> None:
+    backend, feeds = opened[0].backend, {}
+    for tensor in backend.signature("step").inputs:
+        shape = tuple(size if isinstance(size, int) else {"B": 2, "S": 4}[size] for size in tensor.shape)
+        feeds[tensor.name] = np.zeros(shape, tensor.dtype)
+    feeds["token"][...] = np.arange(4)
+    feeds[name] = feeds[name].astype(kind) if kind else np.zeros((2, 8, 2), np.float32)[:, ::2]
+    scores = {"score": np.zeros((2, 4, 2), np.float32)}
+    with pytest.raises(BackendError, match=f"{name} must be a contiguous array of .*, found .*{found}"):
+        backend.bind("step", feeds, scores)
+
+
+def test_ctrl_c_while_the_latents_come_leaves_a_record_of_what_is_kept(
+    opened: tuple[Model, RecordingDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU computes while the host is at the end of the batch, so that most Ctrl-C come there."""
+    model, driver = opened
+    download, count = driver.download, 0
+
+    def stop(array: Any, address: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        download(array, address)
+
+    monkeypatch.setattr(driver, "download", stop)
+    with pytest.raises(Interrupted) as caught:
+        model.sample(12, steps=STEPS, batch_size=4, cache=None)
+    samples = caught.value.samples
+    assert samples is not None
+    assert (len(samples.series), len(samples.stats.sample_tokens), samples.stats.passes) == (8, 8, STEPS)
+
+
 def test_only_linear_functions_are_held_on_a_gpu(opened: tuple[Model, RecordingDriver]) -> None:
     class Other:
         def of(self, value: Any, before: Any, z: Any) -> Any:
@@ -219,6 +310,22 @@ def test_a_network_without_keys_and_values_runs_whole_steps(
         backend, _ = open_recorded(folder, kernels)
         with Model(read_manifest(folder), backend, graphs=graphs) as model:
             assert_same(model, folder, cache=E2CRF(R=5))
+            for asked in (model, load(folder, threads=1)):
+                with pytest.raises(OptionError, match=r"has no K/V cache, .* found 'low'; decide refresh"):
+                    asked.sample(2, steps=5, cache=Scripted(_low_after_the_first, alike=True))
+                with pytest.raises(OptionError, match=r"has no K/V cache, .* found 'low'; decide refresh"):
+                    asked.sample(2, steps=5, cache=Scripted(_low_after_the_first))
+
+
+def _low_after_the_first(sample: int, step: int) -> Decision:
+    return Decision(Event.LOW, np.arange(2)) if step else Decision(Event.FIRST)
+
+
+def test_an_mlp_has_no_features_of_tokens(tmp_path: Path) -> None:
+    export_bundle(without_cache(tmp_path, "mlp"), ExportOptions(tmp_path / "bundle"))
+    cache = Scripted(lambda sample, step: Decision(Event.REFRESH if step else Event.FIRST), needs=Needs.INTENSITY)
+    with load(tmp_path / "bundle") as model, pytest.raises(OptionError, match="features of each token, found 'one row"):
+        model.sample(1, steps=5, cache=cache)
 
 
 def test_half_precision_keeps_half_the_bytes(tmp_path: Path, kernels: ctypes.CDLL) -> None:
@@ -546,3 +653,41 @@ def test_caches_begin_empty_and_are_emptied(kernels: ctypes.CDLL, bundle: Path) 
     for block in cache.blocks:
         driver.download(content, block.address)
         assert not content.any()
+
+
+def lane_bytes(bundle: Path, kernels: ctypes.CDLL) -> int:
+    """What a batch of 4 takes on the device."""
+    backend, driver = open_recorded(bundle, kernels)
+    free = driver.free_memory()
+    with Model(read_manifest(bundle), backend) as model:
+        model.sample(4, steps=5, cache=None)
+        return free - driver.free_memory()
+
+
+def test_room_that_an_idle_batch_holds_is_there_for_the_next(bundle: Path, kernels: ctypes.CDLL) -> None:
+    backend, _ = open_recorded(bundle, kernels, memory=int(1.6 * lane_bytes(bundle, kernels)))
+    with Model(read_manifest(bundle), backend) as model:
+        for size in (4, 3, 4):
+            assert len(model.sample(size, steps=5, cache=None).series) == size
+
+
+def test_room_that_an_interrupted_batch_held_is_there_again(bundle: Path, kernels: ctypes.CDLL) -> None:
+    backend, _ = open_recorded(bundle, kernels, memory=int(1.6 * lane_bytes(bundle, kernels)))
+
+    def stop(steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with Model(read_manifest(bundle), backend) as model:
+        with pytest.raises(KeyboardInterrupt):
+            model.sample(4, steps=5, cache=None, on_progress=stop)
+        assert len(model.sample(4, steps=5, cache=None).series) == 4
+
+
+def test_calls_of_any_number_of_samples_share_their_scratch(opened: tuple[Model, RecordingDriver]) -> None:
+    """Policy e2crf runs over `bind`, with samples by runs of neighbours; not more than one batch of keys and values."""
+    cache = E2CRF(policy="e2crf", K=1, R=9, random_probe_ratio=0.2, tau_0=2.0, tau_warn=0.02, alpha_prior=0.0)
+    model = opened[0]
+    stats = model.sample(4, steps=60, batch_size=4, cache=cache).stats
+    assert stats.work.calls > 60  # the samples really went their own ways
+    rows = [block.size for (_, name), block in model.backend._scratch.items() if name.startswith(("past", "present"))]  # type: ignore[attr-defined]
+    assert 0 < sum(rows) <= 2 * stats.cache_bytes

@@ -129,6 +129,15 @@ def test_a_full_disk_is_a_sentence(
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "tiny.ckpt"]
 
 
+@pytest.mark.parametrize(("option", "says"), [("--batch-size", "batch_size must be"), ("-n", "the number of samples")])
+def test_what_cannot_be_meant_is_a_sentence_on_a_terminal_too(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, says: str
+) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    assert run("sample", bundle, option, 0, "--steps", 5) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_the_fake_backend_serves_the_command(bundle: Path) -> None:
     assert run("sample", bundle, "-n", 3, "--steps", 10, "--backend", "fake") == 0
 

@@ -27,7 +27,7 @@ _ARRAYS = {  # by C type
         *("score_to_data", "from_value", "step_noise", "fresh_score"),  # [T, N]
     ),
     "float": ("z", "data", "before", "value", "slope", "unheld", "surprise"),  # [B, N, C], the last [B]
-    "i64": ("made", "mask", "control"),  # [B, N], [B], [2]
+    "i64": ("made", "mask", "prior", "control"),  # [B, N], [B] who is asked for, [B] who predicts by the prior, [2]
 }
 FRAME = np.dtype([(name, np.uint64) for name in (*_COUNTS, *(name for names in _ARRAYS.values() for name in names))])
 SCALARS = ("latent_to_data", "step_latent", "step_data", "step_previous", "fresh_latent")
@@ -97,7 +97,7 @@ KERNEL start(const Frame *f) { /* the prior, and nothing cached */
     f->z[k] = f->prior_scale[at / f->channels] * normal(f->seed, (u64)f->sample[b], 0, at, width);
     f->data[k] = f->before[k] = f->value[k] = f->slope[k] = f->unheld[k] = 0.0f;
     if (at % f->channels == 0) f->made[k / f->channels] = -1;
-    if (at == 0) { f->mask[b] = 1; f->surprise[b] = 0.0f; }
+    if (at == 0) { f->mask[b] = 1; f->prior[b] = 0; f->surprise[b] = 0.0f; }
   }
   if (FIRST == 0) f->control[0] = f->control[1] = 0;
 }
@@ -110,7 +110,7 @@ KERNEL coast(const Frame *f, i64 i, i64 j, i64 is_prior) { /* steps i .. j - 1 w
     for (i64 step = i; step < j; step++) {
       const float *s = f->scalars + 5 * step;
       i64 row = step * f->tokens + n, element = step * width + at;
-      data = is_prior ? f->gaussian[element] * z
+      data = is_prior || f->prior[b] ? f->gaussian[element] * z
                       : f->from_latent[element] * z + f->from_value[row] * cached(f, step, k, made);
       z = s[1] * z + s[2] * data;
       if (f->is_multistep) { z += s[3] * before; before = data; }
@@ -126,7 +126,8 @@ KERNEL gather(const Frame *f, i64 active, const i64 *token, float *z, float *t) 
   i64 i = f->control[1], width = f->tokens * f->channels;
   EACH(k, f->batch * width) {
     i64 at = k % width;
-    f->data[k] = f->from_latent[i * width + at] * f->z[k]
+    f->data[k] = f->prior[k / width] ? f->gaussian[i * width + at] * f->z[k]
+               : f->from_latent[i * width + at] * f->z[k]
                + f->from_value[i * f->tokens + at / f->channels] * cached(f, i, k, f->made[k / f->channels]);
   }
   EACH(k, f->batch * active) {
@@ -172,13 +173,13 @@ KERNEL settle(const Frame *f, i64 active, const i64 *token, const float *z, cons
   }
 }
 
-/* The solver's step, and on to the next; `score` is that of all tokens, or null. */
+/* The solver's step, and on to the next; `score` is that of all tokens of the samples under the mask, or null. */
 KERNEL advance(const Frame *f, const float *score) {
   i64 i = f->control[0], width = f->tokens * f->channels;
   const float *s = f->scalars + 5 * i;
   EACH(k, f->batch * width) {
     i64 at = k % width, row = i * f->tokens + at / f->channels;
-    float z = score && !f->is_multistep ? s[4] * f->z[k] + f->fresh_score[row] * score[k]
+    float z = score && !f->is_multistep && f->mask[k / width] ? s[4] * f->z[k] + f->fresh_score[row] * score[k]
                                         : s[1] * f->z[k] + s[2] * f->data[k];
     if (f->is_multistep) { z += s[3] * f->before[k]; f->before[k] = f->data[k]; }
     if (f->is_stochastic) z += f->step_noise[row] * normal(f->seed, (u64)f->sample[k / width], i + 1, at, width);

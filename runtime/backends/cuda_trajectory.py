@@ -17,7 +17,8 @@ things, the network runs on all of them, and a mask keeps the others as they wer
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ class Lane:
             shape = (batch, self.num_tokens, self.num_channels)
             self.z = DeviceArray(driver, shape, "float32")
             self._state = {name: driver.allocate(4 * width) for name in ("data", "before", "value", "slope", "unheld")}
-            self._state |= {name: driver.allocate(8 * batch) for name in ("surprise", "mask", "sample")}
+            self._state |= {name: driver.allocate(8 * batch) for name in ("surprise", "mask", "prior", "sample")}
             self._state |= {"made": driver.allocate(8 * batch * self.num_tokens), "control": driver.allocate(16)}
             self.frame = driver.allocate(FRAME.itemsize)
             self.surprise = driver.mirror(self._state["surprise"].address, batch)
@@ -210,13 +211,26 @@ class Lane:
                           f"{' '.join(str(error).split())[:200]}", BackendWarning, stacklevel=2)  # fmt: skip
             return work
 
+    @contextmanager
+    def by_prior(self, samples: NDArray[np.bool_]) -> Iterator[None]:
+        """These samples [B] predict their data by the prior meanwhile."""
+        address = self._state["prior"].address
+        if samples.any():
+            self.driver.upload(address, samples.astype(np.int64))
+        yield
+        if samples.any():
+            self.driver.upload(address, np.zeros(self.batch, np.int64))
+
     def masked_step(self, calls: Sequence[tuple[NDArray[np.bool_], Ints | None, Hold | None]]) -> None:
         """A step whose samples go their own ways: each call asks for tokens [B, S] of the samples under its mask."""
         driver, mask_at = self.driver, self._state["mask"].address
+        fresh, score = np.zeros(self.batch, np.bool_), 0  # whose score of all tokens is new, and where it lies
         for mask, tokens, _ in calls:
             call = self._call(tokens)
             driver.upload(mask_at, mask.astype(np.int64))
             self._ask(call, is_full=tokens is None)
+            if tokens is None:  # of every sample, under whatever mask
+                fresh, score = fresh | mask, call["score"]
             for name, after in self.caches[1 - self.direction].items():
                 words = after.size // self.batch // 2
                 before = self.caches[self.direction][name].address
@@ -226,8 +240,9 @@ class Lane:
             if hold is not None:
                 driver.upload(mask_at, mask.astype(np.int64))
                 self._hold(hold)
+        driver.upload(mask_at, fresh.astype(np.int64))
+        driver.launch("advance", self.size, self.frame.address, score)
         driver.upload(mask_at, np.ones(self.batch, np.int64))
-        driver.launch("advance", self.size, self.frame.address, 0)
 
     def _ask(self, call: Call, *, is_full: bool) -> None:
         """Ask the network and renew what is cached, as far as the mask goes."""
@@ -322,6 +337,7 @@ class DeviceTrajectory(Trajectory):
         self._work = Work()
         self._timed: dict[bool, list[tuple[Event, Event]]] = {True: [], False: []}  # by whether all tokens
         self._made_z, self._features, self._sums_impact = None, None, False  # of its signals only the surprise is kept
+        self._keeps_surprise = keeps_surprise
         self._surprise, self._is_fetched = np.zeros(lane.batch, np.float32), False
         lane.begin(facts, schedule, noise, linear=linear, keeps_surprise=keeps_surprise)
 
@@ -350,7 +366,7 @@ class DeviceTrajectory(Trajectory):
         """How far the prediction was off at the last full refresh, in data std of z0, [B]; 0 before the second."""
         if self._is_fetched:
             self._surprise, self._is_fetched = self._lane.surprise.numpy(), False
-        return self._surprise
+        return super().surprise
 
     @property
     def work(self) -> Work:  # type: ignore[override]
@@ -401,10 +417,11 @@ class DeviceTrajectory(Trajectory):
             sets = [np.zeros(1, np.int64) if d.tokens is None else d.tokens for d in decisions]
             size = max(len(own) for own in sets)
             calls.append((some, np.stack([padded(own, size) for own in sets]), None))
-        if not calls:
-            self._lane.coast(i, i + 1, is_prior=False)
-            return
-        self._lane.masked_step(calls)
+        with self._lane.by_prior(np.array([decision.event is What.PRIOR for decision in decisions])):
+            if not calls:
+                self._lane.coast(i, i + 1, is_prior=False)
+                return
+            self._lane.masked_step(calls)
         for _, tokens, _ in calls:
             self._count(None if tokens is None else tokens[0])
         for sample, decision in enumerate(decisions):

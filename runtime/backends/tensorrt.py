@@ -99,7 +99,7 @@ class TensorrtBackend(BackendBase):
         self._engines: dict[str, tuple[Record, Engine]] = {}  # by key
         self._chosen: dict[tuple[str, int], Record] = {}  # by graph and batch
         self._contexts: dict[tuple[str, int], Context] = {}  # of `bind`, by engine and bucket
-        self._scratch: dict[tuple[str, str, tuple[int, ...]], Block] = {}  # of `bind`, by graph, tensor and shape
+        self._scratch: dict[tuple[str, str], Block] = {}  # of `bind`, by graph and tensor, as large as was needed yet
         self._lanes: dict[int, Lane] = {}  # of `trajectory`, by batch
 
     # --- engines ---------------------------------------------------------------------------------------
@@ -208,13 +208,15 @@ class TensorrtBackend(BackendBase):
         results = [_Port(tensor, shape_of(tensor, padded), outputs.get(tensor.name)) for tensor in signature.outputs]
         with room_for(padded["B"]):
             for port in (*ports, *results):
-                port.place(lambda port: self._scratch_of(graph, port).address)
+                self._place(graph, port)
         key = self.engine(graph, padded["B"])[0].ingredients.key, padded["S"]
         if key not in self._contexts or padded["B"] > _largest_batch(self._engines[key[0]][0]):
             self._contexts[key] = self.context(graph, padded["B"], padded["S"])  # or says that the batch is too large
         context = self._contexts[key]
 
         def call() -> None:
+            for port in (*ports, *results):
+                self._place(graph, port)  # a larger batch may have taken larger scratch
             for port in ports:
                 context.set_shape(port.name, port.shape)
                 context.set_address(port.name, port.read(driver))
@@ -228,11 +230,15 @@ class TensorrtBackend(BackendBase):
 
         return call
 
-    def _scratch_of(self, graph: str, port: "_Port") -> Block:
-        key = graph, port.name, port.shape
-        if key not in self._scratch:
+    def _place(self, graph: str, port: "_Port") -> None:
+        """Give scratch to a tensor whose values lie nowhere on the device; calls take turns with it."""
+        if not port.needs_scratch:
+            return
+        key = graph, port.name
+        if key not in self._scratch or self._scratch[key].size < port.size:
+            self._scratch.pop(key, None)  # free before the larger one is taken
             self._scratch[key] = self.driver.allocate(port.size)
-        return self._scratch[key]
+        port.address = self._scratch[key].address
 
     # --- trajectories on the device --------------------------------------------------------------------
 
@@ -246,11 +252,22 @@ class TensorrtBackend(BackendBase):
         batch = len(noise.samples)
         lane = self._lanes.pop(batch, None)
         if lane is None or lane.is_busy:
+            del lane  # one that was interrupted is freed before there is another
             while len(self._lanes) > 1:  # two are enough: most batches, and what is left at the end
                 self._lanes.pop(next(iter(self._lanes)))
-            lane = Lane(self.driver, self._manifest, self._parts(graphs), batch, self)
+            lane = self._lane(graphs, batch)
         self._lanes[batch] = lane
         return DeviceTrajectory(lane, facts, schedule, noise, linear=linear, keeps_surprise=Needs.SURPRISE in needs)
+
+    def _lane(self, graphs: str, batch: int) -> Lane:
+        parts = self._parts(graphs)
+        try:
+            return Lane(self.driver, self._manifest, parts, batch, self)
+        except BackendError:
+            if not self._lanes:
+                raise
+        self._lanes.clear()  # the one of another batch may be what has the room
+        return Lane(self.driver, self._manifest, parts, batch, self)
 
     def _parts(self, graphs: str) -> list[Part]:
         """The engines of a step in their order, with what their tensors are called among them."""
@@ -323,16 +340,17 @@ class _Port:
         self.name, self.shape, self._value = tensor.name, shape, value
         self.size = int(np.prod(shape)) * ITEM_SIZES[tensor.dtype]
         self._is_cache = isinstance(value, CacheRows)
-        self._address = 0
+        self.address = 0
         self._host: NDArray[Any] | None = None
         if isinstance(value, np.ndarray):
+            if value.dtype != tensor.dtype or not value.flags.c_contiguous:
+                found = f"{value.dtype}{'' if value.flags.c_contiguous else ', not contiguous'}"
+                raise BackendError(f"{tensor.name} must be a contiguous array of {tensor.dtype}, found {found}; "
+                                   "convert it first")  # fmt: skip
             self._host = value if value.shape == shape else np.empty(shape, value.dtype)
         elif value is not None and not self._is_cache and hasattr(value, "__cuda_array_interface__"):
-            self._address = int(value.__cuda_array_interface__["data"][0])
-
-    def place(self, address: Callable[["_Port"], int]) -> None:
-        if not self._address and not (self._is_cache and self._value.is_all):
-            self._address = address(self)
+            self.address = int(value.__cuda_array_interface__["data"][0])
+        self.needs_scratch = not self.address and not (self._is_cache and value.is_all)
 
     def read(self, driver: Driver) -> int:
         """The address of an input, its values in place."""
@@ -340,25 +358,25 @@ class _Port:
             block = self._value.cache.blocks[0]
             if self._value.is_all:
                 return int(block.address)
-            driver.copy(self._address, block.address + self._value.offset, self._value.nbytes)
+            driver.copy(self.address, block.address + self._value.offset, self._value.nbytes)
         elif self._host is not None:
             if self._host is not self._value:
                 tokens = self._value.shape[1]
                 self._host[:, :tokens] = self._value
                 self._host[:, tokens:] = self._value[:, :1]
-            driver.upload(self._address, self._host)
-        return self._address
+            driver.upload(self.address, self._host)
+        return self.address
 
     def target(self) -> int:
         """The address of an output."""
-        return int(self._value.cache.blocks[1].address) if self._is_cache and self._value.is_all else self._address
+        return int(self._value.cache.blocks[1].address) if self._is_cache and self._value.is_all else self.address
 
     def write(self, driver: Driver) -> None:
         """Take an output to where it belongs."""
         if self._is_cache and not self._value.is_all:
-            driver.copy(self._value.cache.blocks[0].address + self._value.offset, self._address, self._value.nbytes)
+            driver.copy(self._value.cache.blocks[0].address + self._value.offset, self.address, self._value.nbytes)
         elif self._host is not None:
-            driver.download(self._host, self._address)
+            driver.download(self._host, self.address)
             if self._host is not self._value:
                 self._value[...] = self._host[:, : self._value.shape[1]]
 

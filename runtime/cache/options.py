@@ -128,8 +128,8 @@ class E2CRF:
             raise OptionError(f"tolerance is of trigger impact, found trigger {self._trigger}; set trigger to impact")
         if self.tau_warn is not None and self._trigger is not Trigger.FEATURE:
             raise OptionError(f"tau_warn is of trigger feature, found trigger {self._trigger}; set trigger to feature")
-        if self.tau_warn is not None and self.tau_safe is not None:  # above it a refresh comes before any threshold
-            require(self.tau_safe <= self.tau_warn, f"tau_safe must not exceed tau_warn = {self.tau_warn}",
+        if self.tau_safe is not None and self._trigger is Trigger.FEATURE:  # above tau_warn all tokens are recomputed
+            require(self.tau_safe <= self._tau_warn, f"tau_safe must not exceed tau_warn = {self._tau_warn}",
                     self.tau_safe, "lower it, or raise tau_warn")  # fmt: skip
 
     @classmethod
@@ -158,13 +158,22 @@ class E2CRF:
         return Trigger(self.trigger) if self.trigger is not None else Trigger.FEATURE
 
     @property
+    def _tau_warn(self) -> float:
+        return 0.5 if self.tau_warn is None else self.tau_warn
+
+    @property
     def needs(self) -> Needs:
         """The signals its policy looks at."""
         if self.policy != PolicyName.E2CRF:
             return Needs.NOTHING
-        looks_at_features = self._trigger is Trigger.FEATURE or self.tau_safe
-        needs = Needs.INTENSITY if looks_at_features else Needs.NOTHING
-        return needs | Needs.CHANGE | (Needs.IMPACT if self._trigger is Trigger.IMPACT else Needs.NOTHING)
+        needs, has_threshold = Needs.NOTHING, self.tau_0 != _INF
+        if has_threshold:
+            needs |= Needs.CHANGE
+        if self._trigger is Trigger.FEATURE or (has_threshold and self.tau_safe):
+            needs |= Needs.INTENSITY
+        if self._trigger is Trigger.IMPACT:
+            needs |= Needs.IMPACT
+        return needs
 
     @property
     def feedback(self) -> float:
@@ -205,7 +214,7 @@ class E2CRF:
             random_probe_ratio=value(self.random_probe_ratio, 0.05),
             max_age=self.max_age or R,
             trigger=self._trigger,
-            tau_warn=value(self.tau_warn, 0.5),
+            tau_warn=self._tau_warn,
             tolerance=value(self.tolerance, 0.05),
         )
 

@@ -104,7 +104,7 @@ class Trajectory:
         self._slope = np.zeros_like(self.z) if linear else None  # its change per unit of t
         self._unheld: Floats | None = None  # the values of the last refresh whose decision had a `hold`, before it
         self._scratch = np.empty_like(self.z)
-        self._score: Floats | None = None  # of all tokens of all samples, where this step asked for it
+        self._fresh: list[tuple[int, int, Floats]] = []  # new scores of all tokens, of samples first .. last - 1
         self._rows = np.arange(batch)[:, None]
         self._all = np.arange(num_tokens)
         self._made_z = np.zeros_like(self.z) if needs & Needs.CHANGE else None  # z when a token was recomputed
@@ -226,7 +226,7 @@ class Trajectory:
 
     def carry_out(self, i: int, decisions: Decision | Sequence[Decision]) -> None:
         """Make the data prediction of step i as decided."""
-        self._i, self._score = i, None
+        self._i, self._fresh = i, []
         if isinstance(decisions, Decision):
             self._carry_out(i, decisions, 0, self.batch)
             return
@@ -244,23 +244,29 @@ class Trajectory:
         if not predicted and not (is_full and not self._keeps_surprise):
             self._predict(i)
         if is_full:
-            score = self._recompute(i, None, first, last, decision.hold)
-            if last - first == self.batch:
-                self._score = score
+            self._fresh.append((first, last, self._recompute(i, None, first, last, decision.hold)))
             self._refreshed[first:last] = i
             self._oldest_refresh = int(self._refreshed.min())
         elif tokens is not None:
             self._recompute(i, tokens, first, last)
 
     def advance(self, i: int) -> None:
-        """Take solver step i."""
+        """Take solver step i: a sample with a new score of all tokens from that, whatever the others do."""
         schedule, scratch = self._schedule, self._scratch
-        if self._score is not None and self._before is None:
-            self.z *= schedule.fresh_latent[i]
-            np.multiply(self._score, schedule.fresh_score[i], out=scratch)
+        fresh = self._fresh if self._before is None else []
+        num_fresh = sum(last - first for first, last, _ in fresh)
+        latent: Any = schedule.step_latent[i]
+        if num_fresh == self.batch:
+            latent = schedule.fresh_latent[i]
         else:
-            self.z *= schedule.step_latent[i]
             np.multiply(self.data, schedule.step_data[i], out=scratch)
+            if fresh:
+                latent = np.full((self.batch, 1, 1), latent)
+        for first, last, score in fresh:
+            np.multiply(score, schedule.fresh_score[i], out=scratch[first:last])
+            if num_fresh < self.batch:
+                latent[first:last] = schedule.fresh_latent[i]
+        self.z *= latent
         self.z += scratch
         if self._before is not None:
             np.multiply(self._before, schedule.step_previous[i], out=scratch)

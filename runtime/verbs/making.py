@@ -9,7 +9,7 @@ import typer
 
 from export.manifest import Manifest, read_manifest
 from export.places import RUNS
-from runtime.errors import parse_word, require
+from runtime.errors import OptionError, parse_word, require
 from runtime.progress import stages
 from runtime.verbs.shared import BundleArgument, Json, ModelArgument, checkpoint_of_bundle, finish, numbers
 
@@ -67,7 +67,12 @@ def _supplement(data: str | None, statistics: str | None, domain: str | None) ->
     if data is not None:
         from train.statistics import statistics_of_data
 
-        overrides = shlex.split(data)
+        try:
+            overrides = shlex.split(data)
+        except ValueError as error:
+            raise OptionError(
+                f"--data must be overrides as of a shell, found {data!r} ({error}); close what is open"
+            ) from error
         return Supplement(lambda found: statistics_of_data(overrides, found), domain)
     if statistics is not None:
         known = None if statistics == "none" else statistics_from_file(Path(statistics))
