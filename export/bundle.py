@@ -2,11 +2,13 @@
 
 A bundle is built in a hidden folder beside its place and renamed into it at the end. A full disk, Ctrl-C or a
 graph that fails verification leaves nothing behind that looks finished, and an existing bundle as it was.
+
+Where one is replaced, its engines stay, and of the same model its plan, its reports and its card too (`places`).
 """
 
 import dataclasses
-import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.card import write_card
+from export.card import CARD_FILE, read_card, write_card
 from export.checkpoint import Checkpoint, CheckpointError, run_folder
 from export.graphs import graphs_of, tensors_of
 from export.manifest import (
@@ -48,7 +50,7 @@ class ExportOptions:
 
     bundle: Path
     overwrite: bool = False
-    license: str | None = None  # for the card, in the Hub's words; None: as it stands there, "unknown" in a new one
+    license: str | None = None  # for the card, in the Hub's words; None: as it stands there, "unknown" for a new model
     precision: str = Precision.FP32  # of the layers' products
 
     def __post_init__(self) -> None:
@@ -61,12 +63,12 @@ class ExportOptions:
 def export_bundle(checkpoint: Checkpoint, options: ExportOptions, tell: Tell = lambda line: None) -> Manifest:
     """Write, verify and finish a bundle; `tell` hears one line per stage.
 
-    A finished bundle of the same checkpoint and exporter is kept as it is, but for the licence. Raises a
+    A finished bundle that would come out the same is kept as it is, but for the licence. Raises a
     `CheckpointError` if another one stands in the way, a `VerifyError` naming the part that does not match.
     """
     if (kept := _existing(checkpoint, options)) is not None:
         tell(f"{options.bundle} is up to date")
-        _write_card(options.bundle, kept, checkpoint, options)
+        _write_card(options.bundle, kept, checkpoint, options.license, title=options.bundle.name)
         return kept
     with staged(options.bundle) as stage:
         tell("writing graphs")
@@ -77,9 +79,8 @@ def export_bundle(checkpoint: Checkpoint, options: ExportOptions, tell: Tell = l
         parity = verify_bundle(stage, manifest, checkpoint)
         manifest = dataclasses.replace(manifest, parity=parity)
         (stage / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-        _write_card(stage, manifest, checkpoint, options)
-        if (engines := options.bundle / "engines").is_dir():  # named by digest: those of graphs that stay are good
-            os.replace(engines, stage / "engines")
+        license = _bring_card(options.bundle, stage, manifest)
+        _write_card(stage, manifest, checkpoint, options.license or license, title=options.bundle.name)
     return manifest
 
 
@@ -89,9 +90,22 @@ def default_folder(checkpoint: Checkpoint, precision: str = Precision.FP32) -> P
     return BUNDLES / (name if precision == Precision.FP32 else f"{name}-{precision}")
 
 
-def _write_card(folder: Path, manifest: Manifest, checkpoint: Checkpoint, options: ExportOptions) -> None:
-    run = read_run(run_folder(checkpoint))
-    write_card(folder, manifest, run, options.license, title=options.bundle.name)
+def _write_card(folder: Path, manifest: Manifest, checkpoint: Checkpoint, license: str | None, *, title: str) -> None:
+    write_card(folder, manifest, read_run(run_folder(checkpoint)), license, title=title)
+
+
+def _bring_card(bundle: Path, stage: Path, manifest: Manifest) -> str | None:
+    """Copy the card that stands there if all it says still holds; the licence it names if it is of this checkpoint."""
+    try:
+        found = read_manifest(bundle, verify_digests=False)
+    except ManifestError:  # none, or damaged
+        return None
+    if (card := read_card(bundle)) is None or found.source.digest != manifest.source.digest:
+        return None
+    if found.shares_origin(manifest) and found.precision == manifest.precision:
+        shutil.copyfile(bundle / CARD_FILE, stage / CARD_FILE)
+        return None  # it stands in the card
+    return card[1]
 
 
 def _existing(checkpoint: Checkpoint, options: ExportOptions) -> Manifest | None:
@@ -106,18 +120,32 @@ def _existing(checkpoint: Checkpoint, options: ExportOptions) -> Manifest | None
         raise CheckpointError(
             f"{options.bundle} exists and is not a usable bundle ({error}); choose another folder, or remove it"
         ) from error
-    same = found.source.digest == checkpoint.digest and found.standardisation == _standardisation(checkpoint)
-    same = same and found.precision == options.precision
-    if same and found.source.producer == producer():
+    there = _facts(found)
+    wanted = _facts(dataclasses.replace(manifest_of(checkpoint, found.graphs), precision=options.precision))
+    differing = [name for name in wanted if there[name] != wanted[name]]
+    if not differing:
         return found
     if options.overwrite:
         return None
     raise CheckpointError(
-        f"{options.bundle} holds a bundle of {found.source.checkpoint} (run {found.source.run_id}) in "
-        f"{found.precision} by {found.source.producer}, this is {checkpoint.path.name} (run {checkpoint.run_id}) in "
-        f"{options.precision} by {producer()}; "
+        f"{options.bundle} holds a bundle of {found.source.checkpoint} (run {found.source.run_id}, "
+        f"{found.diffusion.domain} domain) in {found.precision} by {found.source.producer}, this is "
+        f"{checkpoint.path.name} (run {checkpoint.run_id}, {checkpoint.domain} domain) in {options.precision} by "
+        f"{producer()}, with another {', '.join(differing)}; "
         "choose another folder, or allow it to be replaced with --overwrite"
     )
+
+
+def _facts(manifest: Manifest) -> dict[str, object]:
+    """By name, what must be the same for a bundle to come out the same."""
+    return {
+        "checkpoint": manifest.source.digest,
+        "process or domain": manifest.diffusion,
+        "meaning of the tokens": (manifest.tokens.frequency, manifest.tokens.noise_shape),
+        "mean or std": manifest.standardisation,
+        "precision": manifest.precision,
+        "exporter": manifest.source.producer,
+    }
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path, precision: Precision = Precision.FP32) -> dict[str, Graph]:

@@ -4,8 +4,9 @@ A head in YAML (licence, library, tags) and below it what a stranger wants to kn
 data, the network, how it was trained and how well, the process, how exactly the graphs are the network, and
 how to sample. It holds what the manifest and the folder of the run know, and leaves the rest out.
 
-A card may be edited. It is written with the bundle and then left alone; only `license:` is set again when
-somebody names a licence. Nothing reads anything from it but that line.
+A card may be edited. It is written with the bundle and then left alone, also where the same model is exported again
+in the same precision; only `license:` is set again when somebody names a licence. Nothing reads anything from it but
+that line.
 """
 
 import os

@@ -23,6 +23,7 @@ SCHEMA = 1  # bump when an older reader would misread a newer manifest
 MANIFEST_FILE = "manifest.json"
 NETWORKS = ("transformer", "lstm", "mlp")  # backbones that are written as graphs
 BACKBONES = (*NETWORKS, "gaussian", "none")  # and scores in closed form, which are served without files
+PROCESSES = {"vp": ("beta_0", "beta_1"), "ve": ("sigma_min", "sigma_max")}  # and their parameters, rising
 FLOAT32_PARTS = ("embed", "head")  # compute in float32 in every precision, as graphs and within `step`
 
 Record = TypeVar("Record")
@@ -65,7 +66,7 @@ class Network:
 class Diffusion:
     """The diffusion process and the domain it runs in."""
 
-    process: str  # "vp" or "ve"
+    process: str  # one of PROCESSES
     parameters: dict[str, float]
     eps: float  # smallest time
     domain: str  # "frequency" or "time"
@@ -130,6 +131,15 @@ class Manifest:
             return "-"
         return f"{measured:.1e}" if self.precision == "fp32" else f"{measured:.1f} dB"
 
+    def shares_origin(self, other: "Manifest") -> bool:
+        """Whether both were made from one checkpoint, read the same way: plan, reports and card hold for both.
+
+        Precision and exporter may differ.
+        """
+        is_same_checkpoint = self.source.digest == other.source.digest
+        is_read_alike = (self.diffusion, self.standardisation) == (other.diffusion, other.standardisation)
+        return is_same_checkpoint and is_read_alike  # what the tokens mean follows from these
+
     def to_json(self) -> str:
         """The manifest as it stands in `manifest.json`."""
         return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
@@ -174,11 +184,20 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     allowed = args if origin in (typing.Union, types.UnionType) else (hint,)
     for kind in allowed:
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return _float(value, where)
         if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
     names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
     raise ManifestError(f"{where} must be {names}, found {value!r:.60}; export the bundle again")
+
+
+def _float(value: float, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ManifestError(
+            f"{where} must be a number that float64 holds, found {value!r:.60}; export the bundle again"
+        ) from None
 
 
 def read_manifest(bundle: Path, *, verify_digests: bool = True) -> Manifest:
@@ -186,6 +205,17 @@ def read_manifest(bundle: Path, *, verify_digests: bool = True) -> Manifest:
     path = bundle / MANIFEST_FILE
     if not path.is_file():
         raise ManifestError(f"no bundle at {bundle}: {MANIFEST_FILE} is missing; make one with `e2crf export`")
+    try:
+        manifest = _read(path)
+    except RecursionError:
+        raise ManifestError(f"{path} has lists within lists, too many of them; export the bundle again") from None
+    if verify_digests:
+        for name, graph in manifest.graphs.items():
+            check_graph_file(bundle, name, graph)
+    return manifest
+
+
+def _read(path: Path) -> Manifest:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
@@ -200,9 +230,6 @@ def read_manifest(bundle: Path, *, verify_digests: bool = True) -> Manifest:
     _check_shapes(manifest, path)
     _check_values(manifest, path)
     _check_parts(manifest, path)
-    if verify_digests:
-        for name, graph in manifest.graphs.items():
-            check_graph_file(bundle, name, graph)
     return manifest
 
 
@@ -265,7 +292,10 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     mean, std = ([value for row in rows for value in row] for rows in (scale.mean, scale.std))
     facts: dict[str, tuple[bool, object]] = {
         f"network.backbone must be one of {', '.join(BACKBONES)}": (network.backbone in BACKBONES, network.backbone),
-        "diffusion.process must be vp or ve": (manifest.diffusion.process in ("vp", "ve"), manifest.diffusion.process),
+        "diffusion.process must be vp or ve": (manifest.diffusion.process in PROCESSES, manifest.diffusion.process),
+        "diffusion.parameters must be beta_0 and beta_1 of vp or sigma_min and sigma_max of ve, positive and rising": (
+            _is_process(manifest.diffusion), manifest.diffusion.parameters
+        ),
         "diffusion.domain must be frequency or time": (
             manifest.diffusion.domain in ("frequency", "time"), manifest.diffusion.domain
         ),
@@ -273,6 +303,9 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         "precision must be fp32, fp16 or bf16": (manifest.precision in ("fp32", "fp16", "bf16"), manifest.precision),
         "tokens.frequency must lie in 0 .. N - 1": (
             all(0 <= one < network.num_tokens for one in tokens.frequency), tokens.frequency
+        ),
+        "tokens.frequency must leave no number out below the largest": (
+            len(set(tokens.frequency)) == 1 + max(tokens.frequency, default=-1), tokens.frequency
         ),
         "tokens.noise_shape must be positive": (
             all(0 < one < math.inf for one in tokens.noise_shape), tokens.noise_shape
@@ -284,10 +317,20 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         "standardisation.std must be positive somewhere and negative nowhere": (
             all(0 <= one < math.inf for one in std) and any(std), std
         ),
+        "parity must be finite": (all(map(math.isfinite, manifest.parity.values())), manifest.parity),
     }  # fmt: skip
     for what, (holds, value) in facts.items():
         if not holds:
             raise ManifestError(f"{path}: {what}, found {value!r:.60}; export the bundle again")
+
+
+def _is_process(diffusion: Diffusion) -> bool:
+    """Whether `runtime.sde` has this process; that room is no import of this file."""
+    low_name, high_name = PROCESSES.get(diffusion.process, ("", ""))
+    if set(diffusion.parameters) != {low_name, high_name}:
+        return False
+    low, high = diffusion.parameters[low_name], diffusion.parameters[high_name]
+    return 0 < low <= high < math.inf and (low < high or diffusion.process == "vp")
 
 
 def _check_parts(manifest: Manifest, path: Path) -> None:

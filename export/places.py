@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.manifest import MANIFEST_FILE, ManifestError
+from export.manifest import MANIFEST_FILE, ManifestError, read_manifest
 
 RUNS, BUNDLES = Path("lightning_logs"), Path("bundles")
 LATEST = "latest"
+_OF_THE_MODEL = (MANIFEST_FILE, "onnx", "plan.json", "reports", "README.md")  # says nothing true of another model
 
 
 def runs_in(folder: Path = RUNS) -> list[Path]:
@@ -67,8 +68,12 @@ def real_series(run_id: str | None) -> Path | None:
 def staged(bundle: Path) -> Iterator[Path]:
     """A hidden folder beside `bundle` that takes its name when the block ends well; otherwise nothing is left.
 
-    A folder that had the name makes way and is removed after that. A block that removes the stage leaves it all.
+    A folder that had the name makes way. What it holds and the new one does not bring is moved over, but for the
+    plan, reports and card of another model; the rest is removed. Until the new folder has the name, nothing of the
+    old one is touched, and if it does not get it, the old one has it again. A block that removes the stage leaves
+    it all.
     """
+    bundle = bundle.resolve() if bundle.is_symlink() else bundle  # the folder makes way, not what points at it
     bundle.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
     try:
@@ -76,10 +81,32 @@ def staged(bundle: Path) -> Iterator[Path]:
         if not stage.exists():
             return
         stage.chmod(0o755)  # mkdtemp makes private folders
-        old = stage.with_name(stage.name + ".old")
+        _replace(bundle, stage)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(bundle: Path, stage: Path) -> None:
+    """Give the stage the name of the bundle; a failure or Ctrl-C before that gives it back to the old folder."""
+    old = stage.with_name(stage.name + ".old")
+    try:
         if bundle.exists():
             os.replace(bundle, old)
         os.replace(stage, bundle)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if old.exists() and not bundle.exists():
+            os.replace(old, bundle)
+        elif old.exists():
+            _move_rest(old, bundle)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_rest(old: Path, bundle: Path) -> None:
+    """Move over what only the old folder has; engines too, which are named by the digest of their graph."""
+    try:
+        is_same = read_manifest(old, verify_digests=False).shares_origin(read_manifest(bundle, verify_digests=False))
+    except ManifestError:  # what stood there was damaged
+        is_same = False
+    for path in sorted(old.iterdir()):
+        if not (bundle / path.name).exists() and (is_same or path.name not in _OF_THE_MODEL):
+            os.replace(path, bundle / path.name)

@@ -7,6 +7,10 @@
 What travels is what makes the model: manifest, graphs, plan and card. Engines belong to the machine that built
 them and reports to the one that measured. A bundle is checked against its digests before it is sent, and again
 before what arrived gets its name. `huggingface_hub` is imported when the Hub itself is asked for.
+
+Where a folder is replaced, what is sent wins: its plan and card take the place of those that are there. What it does
+not bring stays: engines, and of the same model reports, plan and card too (`places`). A repository of the Hub becomes
+what is sent, and its history keeps the rest.
 """
 
 import re

@@ -4,6 +4,8 @@ import copy
 import errno
 import json
 import math
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,23 @@ import torch
 
 import export.bundle
 from export.bundle import ExportOptions, export_bundle
+from export.card import CARD_FILE, read_card
 from export.checkpoint import CheckpointError, read_checkpoint
 from export.graphs import graphs_of
 from export.manifest import MANIFEST_FILE, NETWORKS, ManifestError, read_manifest
 from export.split import parts_of, run_part
 from export.verify import Tolerances, VerifyError, relative_error, verify_bundle
-from tests.tiny import make_bundle, write_checkpoint
-from train.networks import Backbone
+from runtime.cache.plan import PLAN_FILE
+from runtime.errors import OptionError
+from runtime.sde import process_from_facts
+from tests.tiny import checkpoint_content, make_bundle, write_checkpoint
+from train.networks import Backbone, NetworkOptions, network_from_options
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that is never written to."""
+    return make_bundle(tmp_path_factory.mktemp("exported"))[0]
 
 
 def test_the_bundle_has_the_graphs_of_the_contract(tmp_path: Path) -> None:
@@ -157,6 +169,123 @@ def test_the_same_checkpoint_again_keeps_the_bundle_and_another_needs_permission
     assert read_manifest(folder).source.digest == other.digest
 
 
+LOCAL = (PLAN_FILE, "engines/key/step.engine", "reports/bench.json", "notes.txt")  # beside a bundle
+
+
+def add_local(folder: Path) -> None:
+    for name in LOCAL:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name} of here")
+    head, _, *lines = (folder / CARD_FILE).read_text().splitlines()
+    (folder / CARD_FILE).write_text("\n".join([head, "license: mit", *lines, "Edited.", ""]))
+
+
+def local_of(folder: Path) -> list[str]:
+    """What of it is there."""
+    return [name for name in LOCAL if (folder / name).is_file() and (folder / name).read_text() == f"{name} of here"]
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("failure", [OSError(errno.EBUSY, "Device or resource busy"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_replaced_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, failure: BaseException
+) -> None:
+    """The old one makes way, the new one takes the name: either may fail, or Ctrl-C may come."""
+    folder, _ = make_bundle(tmp_path)
+    add_local(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = read_checkpoint(write_checkpoint(tmp_path / "other.ckpt", seed=5))
+    replace_file, moves = os.replace, []
+
+    def replacing(source: Path, target: Path) -> None:
+        moves.append((source, target))
+        if folder in (source, target) and sum(folder in move for move in moves) == failing:
+            raise failure
+        replace_file(source, target)
+
+    monkeypatch.setattr("os.replace", replacing)
+    with pytest.raises(type(failure)):
+        export_bundle(other, ExportOptions(folder, overwrite=True))
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert names_in(tmp_path) == ["bundle", "other.ckpt", "tiny.ckpt"]
+
+
+def test_ctrl_c_after_the_new_folder_has_its_name_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = make_bundle(tmp_path)
+    add_local(folder)
+    other = read_checkpoint(write_checkpoint(tmp_path / "other.ckpt", seed=5))
+    replace_file = os.replace
+
+    def replacing(source: Path, target: Path) -> None:
+        replace_file(source, target)
+        if target == folder:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", replacing)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(other, ExportOptions(folder, overwrite=True))
+    assert read_manifest(folder).source.digest == other.digest
+    assert local_of(folder) == ["engines/key/step.engine", "notes.txt"]
+    assert names_in(tmp_path) == ["bundle", "other.ckpt", "tiny.ckpt"]
+
+
+def test_another_exporter_keeps_what_belongs_to_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, checkpoint = make_bundle(tmp_path)
+    add_local(folder)
+    card = (folder / CARD_FILE).read_text()
+    monkeypatch.setattr(export.bundle, "producer", lambda: "e2crf 99")
+    with pytest.raises(CheckpointError, match=r"with another exporter; .*--overwrite"):
+        export_bundle(checkpoint, ExportOptions(folder))
+    assert export_bundle(checkpoint, ExportOptions(folder, overwrite=True)).source.producer == "e2crf 99"
+    assert read_manifest(folder).source.producer == "e2crf 99"
+    assert local_of(folder) == list(LOCAL)
+    assert (folder / CARD_FILE).read_text() == card
+    monkeypatch.setattr(export.bundle, "producer", lambda: "e2crf 100")
+    export_bundle(checkpoint, ExportOptions(folder, overwrite=True, license="cc-by-4.0"))
+    assert (folder / CARD_FILE).read_text() == card.replace("license: mit", "license: cc-by-4.0")
+
+
+def test_another_precision_keeps_all_but_the_card_and_of_that_the_licence(tmp_path: Path) -> None:
+    folder, checkpoint = make_bundle(tmp_path)
+    add_local(folder)
+    export_bundle(checkpoint, ExportOptions(folder, overwrite=True, precision="bf16"))
+    assert local_of(folder) == list(LOCAL)
+    text, license = read_card(folder) or ("", "")
+    assert license == "mit"
+    assert "| precision of the graphs | bf16 |" in text
+    assert "Edited." not in text
+
+
+def test_another_model_keeps_nothing_that_was_said_of_the_first_one(tmp_path: Path) -> None:
+    folder, _ = make_bundle(tmp_path)
+    add_local(folder)
+    other = read_checkpoint(write_checkpoint(tmp_path / "other.ckpt", seed=5))
+    export_bundle(other, ExportOptions(folder, overwrite=True))
+    assert local_of(folder) == ["engines/key/step.engine", "notes.txt"]
+    text, license = read_card(folder) or ("", "")
+    assert (license, "Edited." in text) == ("unknown", False)
+
+
+def test_a_link_to_a_bundle_stays_one(tmp_path: Path) -> None:
+    folder, _ = make_bundle(tmp_path / "elsewhere")
+    add_local(folder)
+    (tmp_path / "link").symlink_to(folder)
+    other = read_checkpoint(write_checkpoint(tmp_path / "other.ckpt", seed=5))
+    export_bundle(other, ExportOptions(tmp_path / "link", overwrite=True))
+    assert (tmp_path / "link").readlink() == folder
+    assert read_manifest(folder).source.digest == other.digest
+    assert local_of(folder) == ["engines/key/step.engine", "notes.txt"]
+    assert names_in(tmp_path) == ["elsewhere", "link", "other.ckpt"]
+    assert names_in(folder.parent) == ["bundle", "tiny.ckpt"]
+
+
 def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m.ckpt"))
     (tmp_path / "mine").mkdir()
@@ -204,6 +333,19 @@ def _edit(folder: Path, change: Any) -> None:
             "must be frequency or time, found 'foo",
         ),
         (lambda f: _edit(f, lambda m: m["diffusion"].update(eps=2.0)), "eps must lie between 0 and 1, found 2.0"),
+        (lambda f: (f / MANIFEST_FILE).write_text("[" * 100_000), "lists within lists, too many of them"),
+        (lambda f: _edit(f, lambda m: m["diffusion"].update(eps=10**400)), "eps must be a number that float64 holds"),
+        (
+            lambda f: _edit(f, lambda m: m["standardisation"]["mean"][3].__setitem__(0, 10**400)),
+            r"mean\[3\]\[0\] must be a number that float64 holds",
+        ),
+        (
+            lambda f: _edit(
+                f, lambda m: m["tokens"].update(frequency=[2 if k == 1 else k for k in m["tokens"]["frequency"]])
+            ),
+            "frequency must leave no number out below the largest",
+        ),
+        (lambda f: _edit(f, lambda m: m["parity"].update(step=math.nan)), "parity must be finite"),
         (lambda f: _edit(f, lambda m: m.update(precision="fp8")), "precision must be fp32, fp16 or bf16, found 'fp8'"),
         (lambda f: _edit(f, lambda m: m["network"].update(num_heads=4)), r"not those of a network of .* \[4, 15, 3\]"),
         (lambda f: _edit(f, lambda m: m["network"].update(num_layers=3)), "not those of a network of 3 layers"),
@@ -225,6 +367,40 @@ def test_a_damaged_bundle_is_refused_in_a_sentence(tmp_path: Path, damage: Any, 
     damage(folder)
     with pytest.raises(ManifestError, match=says):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("process", "parameters"),
+    [
+        ("vp", {"beta_0": 0.1, "beta_1": 20.0}),
+        ("vp", {"beta_0": 1.0, "beta_1": 1.0}),
+        ("vp", {"beta_0": -0.1, "beta_1": 20.0}),
+        ("vp", {"beta_0": 0.0, "beta_1": 20.0}),
+        ("vp", {"beta_0": 20.0, "beta_1": 0.1}),
+        ("vp", {"beta_0": 0.1, "beta_1": math.inf}),
+        ("vp", {"beta_0": math.nan, "beta_1": 20.0}),
+        ("vp", {"beta_0": 0.1}),
+        ("vp", {"beta_0": 0.1, "beta_1": 20.0, "beta_2": 1.0}),
+        ("vp", {}),
+        ("ve", {"sigma_min": 0.01, "sigma_max": 50.0}),
+        ("ve", {"sigma_min": 1.0, "sigma_max": 1.0}),
+        ("ve", {"sigma_min": -1.0, "sigma_max": 1.0}),
+        ("ve", {"beta_0": 0.1, "beta_1": 20.0}),
+    ],
+)
+def test_a_manifest_names_a_process_that_there_is(
+    tmp_path: Path, bundle: Path, process: str, parameters: dict[str, float]
+) -> None:
+    """Oracle: what the process itself says to its parameters."""
+    shutil.copy(bundle / MANIFEST_FILE, tmp_path)
+    _edit(tmp_path, lambda m: m["diffusion"].update(process=process, parameters=parameters))
+    try:
+        process_from_facts(process, parameters)
+    except OptionError:
+        with pytest.raises(ManifestError, match="parameters must be beta_0 and beta_1 of vp or sigma_min"):
+            read_manifest(tmp_path, verify_digests=False)
+    else:
+        assert read_manifest(tmp_path, verify_digests=False).diffusion.parameters == parameters
 
 
 def test_a_manifest_knows_every_backbone_that_can_be_trained() -> None:
@@ -254,3 +430,19 @@ def test_a_trajectory_beyond_its_tolerance_is_judged_by_what_float32_costs_pytor
         other.embedder.weight *= 1.001
     with pytest.raises(VerifyError, match="trajectory differs from PyTorch"):
         verify_bundle(folder, manifest, replace(checkpoint, network=other), strict)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_that_overflows_in_pytorch_itself_is_refused(tmp_path: Path, precision: str) -> None:
+    """Its parts and its chain are finite and right; 20 steps of it are not."""
+    options = NetworkOptions(15, 2, 12, 0, 2, 16, 0.0, "mlp")
+    torch.manual_seed(0)
+    state = network_from_options(options).state_dict()
+    for name in ("embedder.weight", "unembedder.weight"):
+        state[name] *= 60.0
+    content = checkpoint_content() | {"state_dict": state}
+    content["e2crf"] |= {"backbone": "mlp", "network": options.to_dict()}
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "wild.ckpt", content))
+    with pytest.raises(VerifyError, match=r"20 steps must stay finite, found PyTorch's own .*smaller lr_max"):
+        export_bundle(checkpoint, ExportOptions(tmp_path / "out/bundle", precision=precision))
+    assert names_in(tmp_path / "out") == []

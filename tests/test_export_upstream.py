@@ -171,6 +171,25 @@ def test_the_domain_follows_the_noise_or_the_option(tmp_path: Path) -> None:
     assert (told.domain, told.noise_shape.tolist()) == ("frequency", white.noise_shape.tolist())
 
 
+def test_another_domain_makes_another_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither passed over in silence nor under a plan of the other domain."""
+    path, bundle = str(CHECKPOINTS[0]), str(tmp_path / "bundle")
+    options = ["export", path, "--statistics", "none", "--bundle", bundle]
+    assert run(options) == 0
+    Path(bundle, "plan.json").write_text("{}")
+    assert run([*options, "--domain", "frequency"]) == 0
+    capsys.readouterr()
+    assert run([*options, "--domain", "time"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "frequency domain) in fp32" in told
+    assert "with another process or domain, meaning of the tokens; choose another folder" in told
+    assert read_manifest(Path(bundle)).diffusion.domain == "frequency"
+    assert run([*options, "--domain", "time", "--overwrite"]) == 0
+    assert read_manifest(Path(bundle)).diffusion.domain == "time"
+    assert not Path(bundle, "plan.json").exists()
+    assert "| domain | time |" in Path(bundle, "README.md").read_text()
+
+
 def test_missing_statistics_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", str(CHECKPOINTS[0])]) == 2
     told = capsys.readouterr().err

@@ -140,6 +140,45 @@ def test_the_same_model_is_kept_and_another_one_is_not_overwritten(bundle: Path)
     assert sorted(path.name for path in Path("bundles").iterdir()) == ["ecg", "other"]
 
 
+def test_a_push_to_the_same_model_replaces_what_it_brings_and_keeps_the_rest(bundle: Path) -> None:
+    push(PushOptions(bundle, "file:stick"))
+    for name in ("plan.json", "engines/there/step.engine", "reports/bench.json"):
+        (Path("stick") / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path("stick") / name).write_text("of there")
+    Path("stick/README.md").write_text("# Edited there\n")
+    (bundle / "plan.json").unlink()
+    push(PushOptions(bundle, "file:stick"))
+    assert Path("stick/plan.json").read_text() == "of there"
+    assert Path("stick/README.md").read_text() == (bundle / "README.md").read_text()
+    assert files_of(Path("stick")) == sorted([*travelled(bundle), "engines/there/step.engine", "reports/bench.json"])
+    (bundle / "plan.json").write_text("of here")
+    (bundle / "README.md").unlink()
+    push(PushOptions(bundle, "file:stick"))
+    assert Path("stick/plan.json").read_text() == "of here"
+    assert Path("stick/README.md").is_file()
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_pulling_the_same_model_again_replaces_what_comes_and_keeps_the_rest(bundle: Path, has_own: bool) -> None:
+    push(PushOptions(bundle, "file:stick"))
+    before = files_of(bundle)
+    for name in ("plan.json", "README.md"):
+        (bundle / name).write_text("of here")
+        if not has_own:
+            (Path("stick") / name).unlink()
+    assert pull(PullOptions("file:stick", bundle, overwrite=True))
+    assert files_of(bundle) == before
+    for name in ("plan.json", "README.md"):
+        assert ((bundle / name).read_text() == "of here") is not has_own
+
+
+def test_pulling_another_model_keeps_nothing_that_was_said_of_the_first_one(bundle: Path) -> None:
+    push(PushOptions(Path("bundles/other"), "file:stick"))
+    assert pull(PullOptions("file:stick", bundle, overwrite=True))
+    assert files_of(bundle) == sorted([*travelled_without_plan(Path("bundles/other")), "engines/key/step.engine",
+                                       "notes.txt"])  # fmt: skip
+
+
 def test_what_is_no_bundle_is_never_replaced(bundle: Path) -> None:
     Path("precious").mkdir()
     Path("precious/thesis.txt").write_text("years")

@@ -202,3 +202,18 @@ def test_leaps_are_kept_and_not_mixed_up(tiny: Model, monkeypatch: pytest.Monkey
             leap = leaps.get(i, j, prior=False)
             assert leaps.get(i, j, prior=False) is leap
             assert sum(one.nbytes for one in leaps._made.values()) <= most
+
+
+def test_tables_of_channels_that_are_alike_are_kept_once(tiny: Model) -> None:
+    """A channel stands for all where all vary; the reuse mode that predicts as the prior does shares its table."""
+    schedule = schedule_of(tiny.manifest, Solver.DDIM, 60, TimeGrid.UNIFORM, Reuse.RESIDUAL)
+    assert schedule.gaussian.shape == (60, 15, 1)
+    assert schedule.from_latent is schedule.gaussian
+    scale = tiny.manifest.standardisation
+    std = np.array(scale.std)
+    std[3, 1] = 0.0
+    uneven = replace(tiny.manifest, standardisation=replace(scale, std=std.tolist()))
+    schedule = schedule_of(uneven, Solver.DDIM, 60, TimeGrid.UNIFORM, Reuse.FEATURE)
+    assert (schedule.gaussian.shape, schedule.from_latent.shape) == ((60, 15, 2), (60, 15, 1))
+    assert not schedule.gaussian[:, 3, 1].any()
+    assert schedule.gaussian[:, 3, 0].all()
