@@ -118,6 +118,22 @@ def test_help_shows_an_example_and_every_key(capsys: pytest.CaptureFixture[str])
     assert all(f"{key}:" in text for key in ("fourier_transform", "beta_max", "max_epochs", "batch_size", "ema"))
 
 
+def test_help_shows_the_config_of_the_overrides_beside_it_its_comments_and_every_group(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["datamodule=csv", "--help", "score_model=mlp", "score_model.d_mlp=77"]) == 0
+    text = capsys.readouterr().out
+    assert "  time_column: null # long: the column that orders the steps of a series; null: as they come\n" in text
+    assert "  d_mlp: 77\n" in text
+    assert "data_dir" not in text  # of ecg
+    assert "n_head" not in text  # of the transformer
+    assert "  datamodule=csv  one of csv, droughts, ecg, mimiciii, nasa, nasdaq, npz, parquet, synthetic, ucr" in text
+    assert "  score_model=mlp  one of default, lstm, mlp\n" in text
+    assert "  score_model/noise_scheduler=vpsde  one of vesde, vpsde\n" in text
+    assert main(["--help", "datamodule=nothing"]) == 2
+    assert "Could not find 'datamodule/nothing'" in capsys.readouterr().err
+
+
 def test_a_resumed_config_is_the_stored_one_with_the_trainer_given() -> None:
     stored = compose_config(["datamodule=synthetic", "datamodule.max_len=30", "trainer.max_epochs=5"])
     same = ["datamodule=synthetic", "datamodule.max_len=30", "run_id=x", "resume=true"]

@@ -69,6 +69,16 @@ def test_a_token_that_only_varies_in_the_test_split_stays_zero() -> None:
     assert np.isfinite(tokens.test).all()
 
 
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("fourier_transform", [True, False])
+def test_series_that_are_all_the_same_are_refused(fourier_transform: bool, standardize: bool) -> None:
+    one = np.random.default_rng(0).normal(3.0, 2.0, (1, 12, 2)).astype(np.float32)
+    for same in (one, np.zeros_like(one)):
+        data = Series(same.repeat(40, axis=0), same.repeat(5, axis=0))
+        with pytest.raises(DataError, match="found 40 train series that are all the same; there is nothing to learn"):
+            tokens_from_series(data, fourier_transform=fourier_transform, standardize=standardize)
+
+
 def test_too_few_series_are_refused() -> None:
     data = series()
     with pytest.raises(DataError, match="at least 2 train and 2 test series, found 1 and 40"):

@@ -37,6 +37,22 @@ def test_without_wandb_it_says_what_to_install(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_wandb_without_a_login_is_a_sentence_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    def init(**_: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(
+        ConfigError, match=r"found: No API key configured. Use .*; run `wandb login`, set WANDB_MODE=of"
+    ):
+        train([*TINY, f"log_dir={tmp_path}", "run_id=one", "logger=wandb"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_logger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="logger must be one of csv, wandb, found 'tensorboard'"):
         train([*TINY, f"log_dir={tmp_path}", "logger=tensorboard"])

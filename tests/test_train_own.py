@@ -146,6 +146,20 @@ def test_wide_tables_have_a_series_in_each_row(tmp_path: Path, kind: str) -> Non
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_of_words_says_how_to_leave_it_out(tmp_path: Path, kind: str) -> None:
+    path = write_table(tmp_path, kind, long_frame().rename(columns={"name": "id"}).replace({"id": {"7": "s7"}}))
+    found = "row 2, column id must be a finite number, found 'NA'" if kind == "csv" else "column id must hold numbers"
+    refused(lambda: read_table(path), path, f"{found}.*series_column=id, .* a row is one step .*datamodule.layout=long")
+
+
+@pytest.mark.parametrize("cell_of", ["", "nan", "inf"])
+def test_a_number_that_is_missing_is_no_column_to_leave_out(tmp_path: Path, cell_of: str) -> None:
+    path = write_table(tmp_path, "csv", pd.DataFrame(VALUES[:, :, 0], columns=[f"step {k}" for k in range(6)]))
+    edit_row(3, cell(2, cell_of))(path)
+    refused(lambda: read_table(path), path, f"row 3, column step 1 .*, found '{cell_of}'; repair the file or .* again$")
+
+
 @pytest.mark.parametrize("names", [range(6), range(2001, 2007), [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]])
 def test_columns_named_by_steps_or_times_are_a_header(tmp_path: Path, names: Any) -> None:
     path = write_table(tmp_path, "csv", pd.DataFrame(VALUES[:, :, 0], columns=list(names)))

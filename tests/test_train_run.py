@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from runtime.sde import EPS
 from train.datasets import Synthetic
-from train.errors import DataError, DivergedError, InterruptedRun, RunError
+from train.errors import ConfigError, DataError, DivergedError, InterruptedRun, RunError
 from train.module import ScoreModule, cosine_with_warmup
 from train.networks import NetworkOptions, TransformerScore
 from train.run import main, train
@@ -216,6 +216,28 @@ def test_resuming_a_finished_run_changes_nothing_and_names_its_best(best: Path) 
     assert len(column(best.parents[1], "val/loss")) == 20
 
 
+def test_a_finished_run_cannot_be_resumed_for_fewer_epochs(best: Path) -> None:
+    with pytest.raises(ConfigError, match=r"found 1 for .*first, which has 20 epochs; give more than 20"):
+        train([f"log_dir={best.parents[2]}", "run_id=first", "resume=true", "trainer.max_epochs=1"])
+
+
+def test_resuming_keeps_the_best_that_there_was(tmp_path: Path) -> None:
+    # A bundle may have been made from it. Within a session there is only one.
+    options = [*TINY, "score_model.lr_max=1e-2", f"log_dir={tmp_path}", "run_id=on"]
+    earlier = train([*options, "trainer.max_epochs=2"])
+    content = earlier.read_bytes()
+    later = train([*options, "trainer.max_epochs=8", "resume=true"])
+    assert later.name > earlier.name  # by the epoch
+    assert earlier.read_bytes() == content
+    assert {path.name for path in later.parent.iterdir()} == {earlier.name, later.name, "last.ckpt"}
+
+
+def test_the_best_has_lightnings_name_in_a_checkpoint(best: Path) -> None:
+    # Runs of before are resumed with the best they had.
+    names = [name.partition("{")[0] for name in load(best)["callbacks"]]
+    assert names.count("ModelCheckpoint") == 2
+
+
 def test_resuming_needs_a_run_and_its_own_data(best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="found none at"):
         train([f"log_dir={tmp_path}", "run_id=absent", "resume=true"])
@@ -255,6 +277,31 @@ def test_a_diverged_loss_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert "lower score_model.lr_max" in capsys.readouterr().err
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_leaves_its_name_free(tmp_path: Path) -> None:
+    options = [*TINY, "trainer.max_epochs=1", f"log_dir={tmp_path}", "run_id=again"]
+    with pytest.raises(DivergedError):
+        train([*options, "score_model.lr_max=1e30"])
+    assert (tmp_path / "again" / "train_config.yaml").is_file()
+    assert train(options).is_file()
+    assert OmegaConf.load(tmp_path / "again" / "train_config.yaml").score_model.lr_max == 1e-3
+    with pytest.raises(RunError, match="again in use"):
+        train(options)
+
+
+def test_a_folder_that_is_of_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(RunError, match="mine in use"):
+        train([*TINY, f"log_dir={tmp_path}", "run_id=mine"])
+
+
+def test_constant_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    np.save(tmp_path / "flat.npy", np.full((20, 12), 3.5))
+    with pytest.raises(DataError, match="18 train series that are all the same; there is nothing to learn"):
+        train(["datamodule=npz", f"datamodule.path={tmp_path / 'flat.npy'}", f"log_dir={tmp_path / 'runs'}"])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_command_line_prints_the_checkpoint_last_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,7 +310,7 @@ def test_command_line_prints_the_checkpoint_last_and_nothing_else(
     output = capsys.readouterr()
     assert Path(output.out.strip()).is_file()
     assert output.out.startswith("lightning_logs/synthetic-")
-    assert output.err == ""
+    assert output.err == f"read 96 + 96 series (train + held out) of {N} steps, 1 channel\n"
     assert [path.name for path in tmp_path.iterdir()] == ["lightning_logs"]  # no Hydra folders
 
 
@@ -322,7 +369,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path) 
         process.kill()  # whatever it made of the signal, it trains no longer
     assert process.returncode == 130, err
     assert out == ""
-    assert err.count("\n") == 1
+    assert err.count("\n") == 2  # what was read, and
     assert f"{last} holds the last finished epoch; continue with log_dir={tmp_path} run_id=long resume=true" in err
     assert load(last)["epoch"] >= 0
 

@@ -210,6 +210,31 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     return config
 
 
+def help_text(overrides: Sequence[str]) -> str:
+    """The config under these overrides as YAML with the comments of its files, and below it what groups there are."""
+    config = compose_config(overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        chosen = compose("train", list(overrides), return_hydra_config=True).hydra.runtime.choices
+    groups = {str(path.relative_to(CONF).as_posix()) for path in CONF.rglob("*") if path.is_dir()}
+    comments = _comments(CONF / "train.yaml", "")
+    for group in groups & chosen.keys():
+        comments |= _comments(CONF / group / f"{chosen[group]}.yaml", f"{group.replace('/', '.')}.")
+    lines, above = [], [""]
+    for line in OmegaConf.to_yaml(config).splitlines():
+        depth, key = (len(line) - len(line.lstrip())) // 2, line.strip().partition(":")[0]
+        above[depth + 1 :] = [f"{above[depth]}{key}."]
+        comment = comments.get(above[depth] + key)
+        lines.append(f"{line} # {comment}" if comment else line)
+    choices = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in sorted(groups)}
+    listed = [f"  {group}={chosen.get(group)}  one of {', '.join(names)}" for group, names in choices.items()]
+    return "\n".join([*lines, "", "Groups of keys, each chosen by its name:", *listed, ""])
+
+
+def _comments(file: Path, where: str) -> dict[str, str]:
+    """The comments behind the keys of a config file, by the key's full name."""
+    return {where + key: comment for key, comment in re.findall(r"^(\w+): .*?# (.+)$", file.read_text("utf-8"), re.M)}
+
+
 def options_from_config(config: DictConfig) -> TrainOptions:
     """The config as checked records; `ConfigError` names the key that is wrong."""
     run: Any = OmegaConf.to_container(config)

@@ -52,7 +52,14 @@ def tokens_from_series(series: Series, *, fourier_transform: bool, standardize: 
         )
     train, test = (_to_domain(x.astype(np.float64), fourier_transform) for x in (series.train, series.test))
     shape = train.shape[1:]
-    mean, std = (train.mean(0), _std(train)) if standardize else (np.zeros(shape), np.ones(shape))
+    mean, std = train.mean(0), _std(train)
+    if not std.any():
+        raise DataError(
+            f"training needs series that differ from each other, found {len(train)} train series that are all the "
+            "same; there is nothing to learn, so check the file or use another data set"
+        )
+    if not standardize:
+        mean, std = np.zeros(shape), np.ones(shape)
     inverse = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
     return Tokens(
         train=((train - mean) * inverse).astype(np.float32),

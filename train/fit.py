@@ -2,7 +2,7 @@
 
 Two checkpoints are kept at the end of every epoch: the best by validation loss, and `last.ckpt` to resume
 from (`save_last` of a single `ModelCheckpoint` would only follow the best). Resuming repeats an epoch that
-was interrupted, from its start.
+was interrupted, from its start, and keeps the best that there was: a bundle may have been made from it.
 """
 
 import csv
@@ -50,15 +50,32 @@ class Progress(RichProgressBar):  # type: ignore[misc]  # mypy takes Lightning's
         return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
 
 
+class BestCheckpoint(ModelCheckpoint):  # type: ignore[misc]  # mypy takes Lightning's classes for Any
+    """The best checkpoint by validation loss; those that were there before are never deleted."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder,
+            filename="epoch={epoch:03d}-val_loss={val/loss:.3e}",
+            monitor="val/loss",
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=True,
+        )
+        self.earlier = {path.name for path in folder.glob("*.ckpt")}
+
+    @property
+    def state_key(self) -> str:
+        """Lightning's own, under which checkpoints of older versions have it."""
+        return str(super().state_key).replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if Path(filepath).name not in self.earlier:
+            super()._remove_checkpoint(trainer, filepath)
+
+
 def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
-    """The trainer of a run; nothing is written yet, but an impossible device is refused."""
-    best = ModelCheckpoint(
-        folder.checkpoints,
-        filename="epoch={epoch:03d}-val_loss={val/loss:.3e}",
-        monitor="val/loss",
-        auto_insert_metric_name=False,
-        save_on_train_epoch_end=True,
-    )
+    """The trainer of a run; an impossible device or logger is refused, and only the logger may write yet."""
+    best = BestCheckpoint(folder.checkpoints)
     last = ModelCheckpoint(
         folder.checkpoints,
         filename=folder.last.stem,
@@ -72,7 +89,7 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
         callbacks.append(Progress())
     try:
         with quiet_lightning():
-            return Trainer(
+            trainer = Trainer(
                 accelerator=options.trainer.accelerator,
                 devices=1,
                 max_epochs=options.trainer.max_epochs,
@@ -89,6 +106,22 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
             f"trainer.accelerator={options.trainer.accelerator} cannot be used, Lightning says: "
             f"{str(error).rstrip('.')}; leave it at auto"
         ) from error
+    _open(trainer.loggers)
+    return trainer
+
+
+def _open(loggers: list[Logger]) -> None:
+    """Let Weights & Biases begin its run: without a login or a network it cannot."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            try:
+                _ = logger.experiment
+            except Exception as error:  # of its own kinds, which are not known where it is not installed
+                told = " ".join(str(error).split()).rstrip(".")
+                raise ConfigError(
+                    f"logger=wandb must reach Weights & Biases, found: {told:.200}; "
+                    "run `wandb login`, set WANDB_MODE=offline, or leave logger at csv"
+                ) from error
 
 
 def _loggers(word: str, folder: RunFolder) -> list[Logger]:

@@ -5,7 +5,8 @@
                             metrics.csv          losses and learning rate by epoch
                             checkpoints/         the best checkpoint by validation loss, and last.ckpt
 
-A folder belongs to one run: made when training starts, never overwritten, continued by `resume=true`.
+A folder belongs to one run: made when training starts, continued by `resume=true`, and overwritten only where the run
+ended before its first checkpoint.
 """
 
 import os
@@ -22,6 +23,7 @@ from train.datasets import Series
 from train.errors import RunError
 
 CONFIG_FILE = "train_config.yaml"
+REFERENCE_FILE = "reference.npz"
 
 
 def new_run_id(data: str) -> str:
@@ -61,12 +63,19 @@ class RunFolder:
         return f"log_dir={self.path.parent} run_id={self.run_id} resume=true"
 
     def require_new(self) -> None:
-        """Raise if there is a run of this name already."""
-        if self.path.exists():
+        """Raise if the folder holds a checkpoint, or anything that is not of a run."""
+        if self.path.exists() and not self._is_without_checkpoint():
             raise RunError(
                 f"a run must have its own folder, found {self.path} in use; "
                 f"choose another run_id, or continue that run with {self.how_to_resume}"
             )
+
+    def _is_without_checkpoint(self) -> bool:
+        """Whether this is all that a run leaves which ended before its first checkpoint."""
+        files = (CONFIG_FILE, REFERENCE_FILE)
+        known = {*files, *map(_staged, files), self.metrics.name, self.checkpoints.name, "wandb"}
+        is_run = self.path.is_dir() and {path.name for path in self.path.iterdir()} <= known
+        return is_run and not any(self.checkpoints.glob("*"))
 
     def stored_config(self) -> DictConfig:
         """The config a run was started with; raise if there is no such run."""
@@ -88,9 +97,14 @@ class RunFolder:
     def write(self, config: DictConfig, series: Series) -> None:
         """Store what the run was made from, each file in one stroke."""
         self.path.mkdir(parents=True, exist_ok=True)
-        staged = self.path / f".{CONFIG_FILE}"
+        staged = self.path / _staged(CONFIG_FILE)
         OmegaConf.save(config, staged)
         os.replace(staged, self.path / CONFIG_FILE)
-        staged = self.path / ".reference.npz"
+        staged = self.path / _staged(REFERENCE_FILE)
         np.savez(staged, train=series.train, test=series.test)
-        os.replace(staged, self.path / "reference.npz")
+        os.replace(staged, self.path / REFERENCE_FILE)
+
+
+def _staged(name: str) -> str:
+    """What a file is called until it is whole."""
+    return f".{name}"

@@ -12,12 +12,12 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from train.checkpoint import KEY, ModelFacts, agree
-from train.config import TrainOptions, compose_config, options_from_config, resumed_config
+from train.config import TrainOptions, compose_config, help_text, options_from_config, resumed_config
 from train.data import Tokens, tokens_from_series
-from train.errors import DataError, InterruptedRun, RunError, TrainError
+from train.errors import ConfigError, DataError, InterruptedRun, RunError, TrainError
 from train.fit import fit, trainer_from_options
 from train.folder import RunFolder, new_run_id
 from train.module import Optimisation, ScoreModule
@@ -30,13 +30,15 @@ The same: python -m train datamodule=ucr datamodule.name=GunPoint trainer.max_ep
 Every key of the config below can be overridden by its name. The path of the best checkpoint is printed last;
 `e2crf train --json ...` prints one line of JSON and nothing else, the path as `checkpoint`.
 Ctrl-C stops a run; `run_id=<run> resume=true` continues it.
+Overrides beside --help show their config: e2crf train --help datamodule=csv
 """
 
 
 def train(overrides: Sequence[str] = ()) -> Path:
     """Train by Hydra overrides such as `["datamodule=ucr", "trainer.max_epochs=10"]`; the best checkpoint.
 
-    Raises a `TrainError` whose text is meant for the user. Sets the global random state of torch.
+    Says on stderr what was read. Raises a `TrainError` whose text is meant for the user. Sets the global random state
+    of torch.
     """
     config, options, folder = _open_run(overrides)
     series = options.dataset.read()
@@ -45,8 +47,14 @@ def train(overrides: Sequence[str] = ()) -> Path:
     )
     facts = _facts(options, tokens, folder.run_id)
     epochs_done = _epochs_done(folder, facts)
+    if epochs_done > options.trainer.max_epochs:
+        raise ConfigError(
+            f"trainer.max_epochs counts from the start of a run, found {options.trainer.max_epochs} for {folder.path}, "
+            f"which has {epochs_done} epochs; give more than {epochs_done}"
+        )
     module = _module(options, tokens, facts)
     trainer = trainer_from_options(options, folder)
+    print(f"read {_described(tokens)}", file=sys.stderr)
     folder.write(config, series)
     try:
         return fit(trainer, module, tokens, options.dataset.batch_size, folder, epochs_done)
@@ -70,6 +78,16 @@ def _open_run(overrides: Sequence[str]) -> tuple[DictConfig, TrainOptions, RunFo
         folder.require_new()
     config.run_id, config.resume = folder.run_id, False
     return config, options, folder
+
+
+def _described(tokens: Tokens) -> str:
+    """How many series there are, and how large."""
+    counts = f"{len(tokens.train)} + {len(tokens.test)} series (train + held out)"
+    steps, channels = (
+        f"{number} {word}{'' if number == 1 else 's'}"
+        for number, word in ((tokens.num_tokens, "step"), (tokens.num_channels, "channel"))
+    )
+    return f"{counts} of {steps}, {channels}"
 
 
 def _facts(options: TrainOptions, tokens: Tokens, run_id: str) -> ModelFacts:
@@ -125,10 +143,10 @@ def _module(options: TrainOptions, tokens: Tokens, facts: ModelFacts) -> ScoreMo
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code: 0 done, 1 the run failed, 2 wrong use or bad data, 130 Ctrl-C."""
     overrides = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(overrides):
-        print(USAGE, OmegaConf.to_yaml(compose_config([])), sep="\n", end="")
-        return 0
     try:
+        if (helps := {"-h", "--help"}) & set(overrides):
+            print(USAGE, help_text([word for word in overrides if word not in helps]), sep="\n", end="")
+            return 0
         print(os.path.relpath(train(overrides)))
     except TrainError as error:
         print(f"error: {error}", file=sys.stderr)

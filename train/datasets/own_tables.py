@@ -21,8 +21,13 @@ from numpy.typing import NDArray
 from train.datasets.base import Array, Series, as_series
 from train.datasets.cache import through_cache
 from train.datasets.own import OwnSeries
-from train.datasets.tables import LARGEST, Table, file_rows, is_finite, is_number, read_numbers, row_of
+from train.datasets.tables import LARGEST, REPAIR, Table, file_rows, is_finite, is_number, read_numbers, row_of
 from train.errors import DataError
+
+LEAVE_OUT = (
+    "if it names the series leave it out with datamodule.series_column={column}, "
+    "and where a row is one step of a series set datamodule.layout=long too"
+)
 
 
 class Layout(StrEnum):
@@ -158,7 +163,8 @@ class Csv(OwnTable):
             read = table.read(str)
             is_whole = bool(read[labels[0]].astype(bool).all())
         else:
-            table = Table(path, channels[0], "a finite number", _number, tuple(channels[1:]))
+            advice = f"{REPAIR}, or {LEAVE_OUT}"
+            table = Table(path, channels[0], "a finite number", _number, tuple(channels[1:]), if_words=advice)
             read, is_whole = table.read(float), True
         if not is_whole or not is_finite(read[channels].to_numpy(np.float64)):
             raise table.fault()
@@ -199,7 +205,10 @@ class Parquet(OwnTable):
             raise DataError(f"{path} must have at least one row, found none; write it again")
         for name in channels:
             if not pd.api.types.is_numeric_dtype(table[name]):
-                raise DataError(f"{path}, column {name} must hold numbers, found {table[name].dtype}; convert it")
+                advice = "" if labels else f", or {LEAVE_OUT.replace('{column}', name)}"
+                raise DataError(
+                    f"{path}, column {name} must hold numbers, found {table[name].dtype}; convert it{advice}"
+                )
             values = table[name].to_numpy(np.float64, na_value=np.nan)
             if not is_finite(values):
                 is_bad = ~(np.abs(values) <= LARGEST)

@@ -171,6 +171,7 @@ class Table:
     parse_key: Callable[[str], object]  # `ValueError` if a cell is no key
     numbers: tuple[str, ...]
     texts: tuple[str, ...] = ()  # read as they are
+    if_words: str = REPAIR  # what to do where words are in place of numbers; {column} stands for its name
 
     def read(self, key_type: type) -> pd.DataFrame:
         """Key, texts and numbers, at least one row; empty numbers are NaN, and whether that is a fault is not asked."""
@@ -208,18 +209,32 @@ class Table:
         try:
             for row, cells in table_rows(self.path, (self.key, *self.texts, *self.numbers)):
                 if (problem := self._problem(cells, is_used)) is not None:
-                    return DataError(f"{self.path}, row {row}, column {problem}; {REPAIR}")
+                    column, kind = problem
+                    advice = self.if_words.replace("{column}", column) if _is_word(cells[column]) else REPAIR
+                    return DataError(
+                        f"{self.path}, row {row}, column {column} must be {kind}, found {cells[column]!r:.40}; {advice}"
+                    )
         except DataError as error:
             return error
         return _unreadable(self.path, reason)
 
-    def _problem(self, cells: dict[str, str], is_used: Callable[[str], bool]) -> str | None:
+    def _problem(self, cells: dict[str, str], is_used: Callable[[str], bool]) -> tuple[str, str] | None:
+        """The column that is wrong, and what it must be."""
         key = cells[self.key]
         try:
             self.parse_key(key)
         except ValueError:
-            return f"{self.key} must be {self.key_kind}, found {key!r:.40}"
+            return self.key, self.key_kind
         for name in self.numbers if is_used(key) else ():
             if not is_number(cells[name]):
-                return f"{name} must be a finite number, found {cells[name]!r:.40}"
+                return name, "a finite number"
         return None
+
+
+def _is_word(cell: str) -> bool:
+    """Whether the cell is filled, but not by a number, not even by an infinite or a missing one."""
+    try:
+        float(cell)
+    except ValueError:
+        return bool(cell.strip())
+    return False
