@@ -21,8 +21,8 @@ from bench.contenders import Contender, Progress, Way
 from bench.latency import RaceOptions
 from bench.records import Row, plain
 from bench.reference import Reference, reference_of_run
-from bench.report import markdown_table, progress_on_terminal
-from bench.rows import FLOOR, figures_of, race_of, row_of, with_time, yardstick
+from bench.report import SCALED, is_scaled, markdown_table, progress_on_terminal
+from bench.rows import FLOOR, figures_of, judged, race_of, with_time, yardstick
 from bench.words import record_from_words
 from runtime.cache.plan import Plan
 from runtime.compat import bundle_of, cache_for, cache_stats, published_cache
@@ -73,19 +73,16 @@ class Found:
 def bench_cache(
     model: Model, words: CacheWords, reference: Reference | None, progress: Progress = lambda doing, share: None
 ) -> Found:
-    """Race the uncached sampler, the cached one and, if asked for, the ablations; judge what they drew."""
-    rivals = dict(contenders(model, words))
-    options = RaceOptions(words.rounds)
-    timings, drawn = race_of(rivals, words.num_samples, words.sample_batch_size, options, progress)
+    """Judge what the uncached sampler, the cached one and, if asked for, the ablations draw, and race them."""
+    rivals, batch_size = dict(contenders(model, words)), words.sample_batch_size
     by = None if reference is None else yardstick(reference, words.num_samples)
-    rows = [
-        with_time(row_of(name, one, drawn[name], drawn[UNCACHED], by), timing)
-        for (name, one), timing in zip(rivals.items(), timings, strict=True)
-    ]
+    drawn = list(judged(rivals, by, words.num_samples, batch_size, progress))
+    timings = race_of(rivals, words.num_samples, batch_size, RaceOptions(words.rounds), progress)
+    rows = [with_time(row, timing) for (row, _), timing in zip(drawn, timings, strict=True)]
     if by is not None:
         rows.append(Row(FLOOR, **figures_of(by.level, by.level)))
     seconds = [timing.median_ms * words.num_samples / 1e3 for timing in timings[:2]]
-    return Found(rows, seconds[0], seconds[1], timings[1].speedup, cache_stats(drawn[CACHED].stats))
+    return Found(rows, seconds[0], seconds[1], timings[1].speedup, cache_stats(drawn[1][1].stats))
 
 
 def contenders(model: Model, words: CacheWords) -> Iterator[tuple[str, Contender]]:
@@ -121,6 +118,7 @@ def told(found: Found, words: CacheWords, model: Model) -> str:
         f"{stats['recompute_count']} recomputed), {cached.passes:.4g} network passes per sample",
         "",
         markdown_table(found.rows),
+        *(["", SCALED] if any(is_scaled(row) for row in found.rows) else []),
     ])  # fmt: skip
 
 

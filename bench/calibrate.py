@@ -107,7 +107,7 @@ def _fastest(model: Model, plans: Sequence[Plan]) -> Plan:
         str(index): Contender(Way.CACHED, model, plan, plan.steps, plan.solver, 0, plan.grid)
         for index, plan in enumerate(plans)
     }
-    timings, _ = race_of(rivals, 1, 1, RaceOptions(rounds=5, turn_s=0.05))
+    timings = race_of(rivals, 1, 1, RaceOptions(rounds=5, turn_s=0.05))
     return plans[int(min(timings, key=lambda timing: timing.median_ms).name)]
 
 

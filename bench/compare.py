@@ -62,6 +62,7 @@ from runtime.backends.base import BackendName
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Cache
 from runtime.errors import parse_word, require
+from runtime.output import keep_previous
 from runtime.sampler import Auto, Samples, load
 from runtime.solvers import Solver
 
@@ -117,10 +118,11 @@ class Comparison:
     uncached: Series
     cached: Samples
     drawn: dict[str, Samples]  # by the name of a file: what was drawn here
+    previous: Path | None = None  # where the record that this one replaced is kept
 
 
 def compare(options: CompareOptions, progress: Progress = lambda doing, share: None) -> Comparison:
-    """Run the bench and write its record to `<bundle>/reports/bench.json`."""
+    """Run the bench and write its record to `<bundle>/reports/bench.json`; what stood there is kept."""
     machine = describe_machine()  # before the bench adds its own load
     reference = read_reference(options.reference, Part(options.part), options.seed)
     bench = _Bench(options, reference, progress)
@@ -171,9 +173,11 @@ def compare(options: CompareOptions, progress: Progress = lambda doing, share: N
         notes=tuple(dict.fromkeys((*twins.missing, *starts.missing))),
         failures=failures,
     )
-    write_records(options.bundle / REPORTS / RECORD_FILE, [record])
+    path = options.bundle / REPORTS / RECORD_FILE
+    previous = keep_previous(path)
+    write_records(path, [record])
     drawn_here = {"e2crf": cached.drawn} | ({} if uncached.samples is None else {"uncached": uncached.samples})
-    return Comparison(record, reference, uncached.series, cached.drawn, drawn_here)
+    return Comparison(record, reference, uncached.series, cached.drawn, drawn_here, previous)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Reuse, first_network_step
 from runtime.errors import OptionError, parse_word, require
+from runtime.output import keep_previous
 from runtime.sampler import DEFAULT_SOLVER, DEFAULT_STEPS, Model, load
 from runtime.score import ScoreNetwork
 from runtime.solvers import Solver, TimeGrid
@@ -412,7 +413,9 @@ def main(
         options = replace(options, steps=numbers(steps, "--steps", "8,32,1000"))
     with progress_on_terminal() as progress:
         record = pareto(options, progress)
-    write_records(out or bundle / REPORTS / RECORD_FILE, [record])
+    path = out or bundle / REPORTS / RECORD_FILE
+    keep_previous(path)
+    write_records(path, [record])
     print(record.to_line() if as_json else markdown_of(record))
 
 

@@ -1,15 +1,16 @@
 """A record as people read it: one table, its conditions in a sentence each, the verdict; then one line of JSON.
 
-On a terminal the table is drawn by rich (in two parts where it is narrow), anywhere else it is Markdown
-that can be pasted as it is. A column says once how its cells are written, which fields of a row they are made
-of, and what they mean, so that the terminal, Markdown and the page (`page`) tell the same. Progress goes to
-stderr and only to a terminal. `write_results` keeps what a bench made: table, pictures, samples.
+On a terminal the table is drawn by rich (in two parts where it is narrow), and where things were kept is said instead
+of the JSON; anywhere else it is Markdown that can be pasted as it is. A column says once how its cells are written,
+which fields of a row they are made of, and what they mean, so that the terminal, Markdown and the page (`page`) tell
+the same. Progress goes to stderr and only to a terminal. `write_results` keeps what a bench made: table, pictures,
+samples.
 """
 
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,9 @@ def solver_and_steps(row: Row) -> str:
     """Solver, time grid where it is not the uniform one, and steps."""
     grid = row.grid if row.grid != TimeGrid.UNIFORM else None
     return " ".join(str(part) for part in (row.solver, grid, row.steps) if part is not None)
+
+
+SCALED = "* timed over fewer steps and scaled up."
 
 
 def is_scaled(row: Row) -> bool:
@@ -242,7 +246,7 @@ def verdicts_of(record: Record) -> list[str]:
         notes.append(f"As it began the load of the last minute was {load:g} on {cores} cores: what ran before it, or "
                      "others, who may have disturbed it.")  # fmt: skip
     if any(is_scaled(row) for row in record.rows):
-        notes.append("* timed over fewer steps and scaled up.")
+        notes.append(SCALED)
     if left_out := [row for row in record.rows if row.num_left_out]:
         listed = ", ".join(f"{row.num_left_out} of {row.rival}" for row in left_out)
         notes.append(f"Not finite, so in no distance: {listed}.")
@@ -283,8 +287,8 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([\\`|\[\]<])", r"\\\1", " ".join(text.split()))
 
 
-def show(record: Record, out: TextIO | None = None) -> None:
-    """Print a record of any kind: table and notes, and the JSON line last."""
+def show(record: Record, out: TextIO | None = None, places: Mapping[str, Path] | None = None) -> None:
+    """Print a record of any kind: table and notes; last, on a terminal what was kept where, elsewhere the JSON line."""
     stream = out or sys.stdout
     if stream.isatty():
         console = Console(file=stream)
@@ -293,9 +297,9 @@ def show(record: Record, out: TextIO | None = None) -> None:
             console.print(_table(record, columns))
         for note in notes_of(record):
             console.print(note, highlight=False, markup=False)
+        stream.write("".join(f"{what}: {place}\n" for what, place in (places or {}).items()))
     else:
-        stream.write(markdown_of(record) + "\n")
-    stream.write(record.to_line() + "\n")
+        stream.write(markdown_of(record) + "\n" + record.to_line() + "\n")
 
 
 def _table(record: Record, columns: Iterable[int]) -> Table:

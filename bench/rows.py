@@ -19,6 +19,7 @@ from bench.quality import Quality, QualityOptions, floor, judge, paired_error
 from bench.records import Record, Row, now, plain
 from bench.reference import Reference, Series
 from export.manifest import Manifest
+from runtime.backends.base import BackendName
 from runtime.cache.options import E2CRF, PolicyName
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Cache, Reuse
@@ -69,9 +70,9 @@ def row_of(
 
 
 def judged(
-    rivals: Mapping[str, Contender], by: Yardstick, num_samples: int, batch_size: int, progress: Progress
+    rivals: Mapping[str, Contender], by: Yardstick | None, num_samples: int, batch_size: int, progress: Progress
 ) -> Iterator[tuple[Row, Samples]]:
-    """The rows of ways that draw from one noise, the uncached one first, and what they drew.
+    """The rows of ways that draw from one noise, the uncached one first, and what they drew over all their steps.
 
     An `OptionError` for a way that the model cannot do comes before anything is drawn.
     """
@@ -113,21 +114,20 @@ def race_of(
     batch_size: int,
     options: RaceOptions,
     progress: Progress = lambda doing, share: None,
-) -> tuple[list[Timing], dict[str, Samples]]:
-    """Time ways of sampling in turn, against the first of them; also what each drew last, by name."""
-    drawn: dict[str, Samples] = {}
+) -> list[Timing]:
+    """Time ways of sampling in turn, against the first of them."""
     turns, num_turns = count(), len(rivals) * (options.warmups + options.rounds)
 
     def rival(name: str, one: Contender) -> Rival:
         def sample(steps: int) -> None:
-            drawn[name] = replace(one, steps=steps).draw(num_samples, batch_size)
+            replace(one, steps=steps).draw(num_samples, batch_size)
 
         return Rival(name, sample, one.steps, num_samples, is_uniform=one.cache is None)
 
     def tell(name: str) -> None:
         progress(f"timing: {name}", next(turns) / num_turns)
 
-    return race([rival(name, one) for name, one in rivals.items()], options, on_turn=tell), drawn
+    return race([rival(name, one) for name, one in rivals.items()], options, on_turn=tell)
 
 
 def timed(
@@ -136,7 +136,7 @@ def timed(
     """The rows of these ways with what one batch takes; as they are without options."""
     if options is None:
         return rows
-    timings, _ = race_of(rivals, batch_size, batch_size, options, progress)
+    timings = race_of(rivals, batch_size, batch_size, options, progress)
     return [with_time(row, timing) for row, timing in zip(rows, timings, strict=True)]
 
 
@@ -203,6 +203,7 @@ def stored(paths: Sequence[Path], uncached: Contender) -> tuple[Series, Row]:
     """
     expected = {"source_digest": uncached.model.manifest.source.digest, "steps": uncached.steps,
                 "solver": uncached.solver, "grid": uncached.grid, "seed": uncached.seed, "cache": None}  # fmt: skip
+    precision = uncached.model.manifest.precision
     files = [(path, *read_samples(path)) for path in paths]
     parts, cache_bytes = list[Series](), None
     for path, series, facts in sorted(files, key=lambda file: _first_of(file[2])):
@@ -210,6 +211,13 @@ def stored(paths: Sequence[Path], uncached: Contender) -> tuple[Series, Row]:
             found = facts.get(name, "nothing")
             require(found == value, f"{path} must hold uncached samples with {name} {value}", found,
                     "draw them with `e2crf sample --uncached` and these settings, or leave the file out")  # fmt: skip
+        backend = facts.get("backend")  # older files name neither it nor the precision
+        is_model = backend != BackendName.FAKE or uncached.model.backend.name == backend
+        require(is_model, f"{path} must hold samples of the model", f"some of backend {backend}",
+                "draw them without --backend")  # fmt: skip
+        found = facts.get("precision", precision)
+        require(found == precision, f"{path} must hold samples of the bundle in {precision}", found,
+                "draw them from this bundle")  # fmt: skip
         parts.append(series)
         cache_bytes = facts.get("stats", {}).get("cache_bytes")
     drawn = np.concatenate(parts)

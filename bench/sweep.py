@@ -22,6 +22,7 @@ from bench.rows import REPORTS, judged, record_of, timed, yardstick
 from bench.words import opened
 from runtime.cache.policy import Cache
 from runtime.errors import require
+from runtime.output import keep_previous
 from runtime.sampler import DEFAULT_SOLVER, DEFAULT_STEPS, Model, Samples
 
 Options = TypeVar("Options", bound="SweepOptions")
@@ -97,5 +98,7 @@ def run(
     with opened(model_id, reference, threads) as (model, real), progress_on_terminal() as progress:
         record = measure(model, real, options, progress)
         assert model.bundle is not None
-        write_records(out or model.bundle / REPORTS / name, [record])
+        path = out or model.bundle / REPORTS / name
+        keep_previous(path)
+        write_records(path, [record])
     return record

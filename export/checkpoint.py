@@ -57,17 +57,23 @@ class Checkpoint:
     run_id: str | None
 
 
+_LISTED = 8  # runs that a message names, the newest
+
+
 def find_checkpoint(model: str, runs: Path) -> Path:
-    """The checkpoint file for a path, a run_id, or `latest` (the most recently written run under `runs`)."""
+    """The checkpoint file for a path, the folder of a run, a run_id, or `latest` (the newest run under `runs`)."""
     path = Path(model)
     if path.is_file():
         return path
+    if any(path.glob("checkpoints/*.ckpt")):
+        return best_of(path)
     known = runs_in(runs)
     if model == LATEST and known:
         return best_of(known[0])
     if runs / model in known:
         return best_of(runs / model)
-    listed = ", ".join(run.name for run in known) or "none yet"
+    listed = ", ".join(run.name for run in known[:_LISTED]) or "none yet"
+    listed += f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
     raise CheckpointError(
         f"no checkpoint {model!r}: neither a file nor a run under {runs} (runs: {listed}); "
         "give a path, a run_id or `latest`, or train a model with `e2crf train`"

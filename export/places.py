@@ -19,7 +19,8 @@ from export.manifest import MANIFEST_FILE, ManifestError, read_manifest
 
 RUNS, BUNDLES = Path("lightning_logs"), Path("bundles")
 LATEST = "latest"
-_OF_THE_MODEL = (MANIFEST_FILE, "onnx", "plan.json", "reports", "README.md")  # says nothing true of another model
+# What says nothing true of another model.
+_OF_THE_MODEL = (MANIFEST_FILE, "onnx", "plan.json", "reports", "previous", "README.md")
 
 
 def runs_in(folder: Path = RUNS) -> list[Path]:

@@ -13,6 +13,7 @@ not bring stays: engines, and of the same model reports, plan and card too (`pla
 what is sent, and its history keeps the rest.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -66,7 +67,7 @@ def push(options: PushOptions) -> str:
 
 
 def pull(options: PullOptions) -> bool:
-    """Fetch a bundle and check it; False if the same model is there already, which is then kept as it is.
+    """Fetch a bundle and check it; False if the same model is there already, which keeps its own plan and card.
 
     Raises a `ManifestError` for what is no whole bundle, an `OptionError`, or a `HubError`.
     """
@@ -81,9 +82,17 @@ def pull(options: PullOptions) -> bool:
         if found is not None and not is_here:
             _refuse(options.bundle, found, options.overwrite)
         if is_here and not options.overwrite:
+            _bring_what_is_missing(stage, options.bundle)
             shutil.rmtree(stage)
             return False
     return True
+
+
+def _bring_what_is_missing(stage: Path, bundle: Path) -> None:
+    """Give a bundle the plan and card that it lacks; its own stay."""
+    for name in (PLAN_FILE, CARD_FILE):
+        if (stage / name).is_file() and not (bundle / name).exists():
+            os.replace(stage / name, bundle / name)
 
 
 def folder_of(place: str) -> Path | None:

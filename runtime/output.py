@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import tempfile
 from itertools import chain, count
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from runtime.errors import OptionError
 from runtime.sampler import Samples
+
+PREVIOUS = "previous"  # folder of what was replaced
 
 
 def json_of(value: Any) -> str:
@@ -51,6 +54,18 @@ def free_name(path: Path) -> Path:
     """The path, or with a number where a file has it already: a.npz, a-2.npz, a-3.npz."""
     names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
     return next(name for name in names if not name.exists())
+
+
+def keep_previous(path: Path) -> Path | None:
+    """Copy a file that is about to be replaced into `previous/` beside it, under a free name; None if there is none.
+
+    A copy, so that the file is there until the new one has its name; no folder's `*.json` has it among its own.
+    """
+    if not path.is_file():
+        return None
+    folder = path.parent / PREVIOUS
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy2(path, free_name(folder / path.name)))
 
 
 def read_samples(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:

@@ -406,9 +406,9 @@ def load(
 ) -> Model:
     """Open a bundle: check it, and make it ready to score and sample.
 
-    `threads` is the number used within one operator (default: all cores); `graphs` drives the network as one
-    `step` graph or as its `split` parts; `stream` is one of the caller's (pycuda's, or a handle) that a GPU backend
-    works on. Raises a `ManifestError` for a bundle that is missing or damaged.
+    `bundle` is its folder; `threads` is the number used within one operator (default: all cores); `graphs` drives
+    the network as one `step` graph or as its `split` parts; `stream` is one of the caller's (pycuda's, or a handle)
+    that a GPU backend works on. Raises a `ManifestError` for a bundle that is missing or damaged.
     """
     threads = None if threads is None else whole(threads, "threads")
     path = Path(bundle)

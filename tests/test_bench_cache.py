@@ -17,8 +17,9 @@ import pytest
 from bench import ablation, cache, grid
 from bench.cache import VARIED, CacheWords, bench_cache, told
 from bench.latency import RaceOptions
+from bench.quality import judge
 from bench.reference import read_reference, reference_from_series
-from bench.rows import FLOOR, policy_in_words
+from bench.rows import FLOOR, policy_in_words, yardstick
 from bench.words import record_from_words
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
@@ -139,7 +140,9 @@ def test_both_are_drawn_in_turn_and_judged_in_the_same_row(model: Model, real: n
     found = bench_cache(model, words, reference_from_series(real), lambda doing, share: turns.append(doing))
     baseline, cached, floor = found.rows
     assert (baseline.rival, cached.rival, floor.rival) == ("baseline", "E2-CRF", FLOOR)
-    assert turns == [f"timing: {name}" for name in ("baseline", "E2-CRF")] * 2  # a warm-up and a round
+    both, doing = ("baseline", "E2-CRF"), iter(turns)
+    assert [next(doing) for _ in both] == [f"sampling: {name}" for name in both]
+    assert list(doing) == [f"timing: {name}" for name in both] * 2  # a warm-up and a round
     assert (baseline.passes, baseline.hit_rate, baseline.speedup) == (30, 0, 1)
     assert cached.passes is not None
     assert cached.passes < 30
@@ -195,6 +198,23 @@ def test_the_command_in_upstreams_words(
     assert run(cache.main, monkeypatch, *words, "cache_kwargs={K:2,R:4}", "--json") == 0
     (line,) = capfd.readouterr().out.splitlines()
     assert [row["rival"] for row in json.loads(line)["rows"]] == ["baseline", "E2-CRF", FLOOR]
+
+
+def test_quality_is_that_of_all_steps_where_only_some_were_timed(
+    model: Model, real: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: as many samples drawn over all steps and judged alike."""
+    monkeypatch.setattr("bench.cache.RaceOptions", lambda rounds: RaceOptions(rounds, limit_s=1e-6))
+    reference = reference_from_series(real)
+    words = CacheWords(num_samples=6, num_diffusion_steps=60, ablations=False, rounds=1)
+    found = bench_cache(model, words, reference)
+    row = found.rows[0]
+    assert (row.measured_steps or 0) < 60
+    assert row.passes == 60
+    whole = model.sample(6, steps=60, solver=words.solver, cache=None, batch_size=1).series
+    by = yardstick(reference, 6)
+    assert row.sw_time == pytest.approx(judge(whole, by.reference, by.options).time.sliced)
+    assert "* timed over fewer steps" in told(found, words, model)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_search_that_its_time_ended_says_so(
         main(words.split())
     assert stop.value.code == 1
     printed = capfd.readouterr()
-    remedies = "a larger --minutes may try more; else allow a larger --budget, or train longer"
+    remedies = "a larger --minutes may try more; else name real series with --reference, allow a larger --budget, or"
     told = json.loads(printed.out)["measured"]
     last = told["time_was_up_after_refreshes"]
     assert last >= least
@@ -296,7 +296,7 @@ def timed_by_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def race_of(rivals: dict[str, Contender], *_: Any) -> Any:
         passes = {name: one.cache.measured["passes"] for name, one in rivals.items() if isinstance(one.cache, Plan)}
-        return [SimpleNamespace(name=name, median_ms=cost) for name, cost in passes.items()], {}
+        return [SimpleNamespace(name=name, median_ms=cost) for name, cost in passes.items()]
 
     monkeypatch.setattr(bench.calibrate, "race_of", race_of)
 

@@ -19,10 +19,11 @@ from bench import rows
 from bench.compare import FLOOR, MEAN_SAMPLE, CompareOptions, Comparison, compare
 from bench.contenders import Contender, Progress, Way, prior_of
 from bench.few_steps import FEW_STEP_SOLVERS, fewer_steps
+from bench.filed import read_filed
 from bench.gate import failures_of
 from bench.latency import RaceOptions
 from bench.quality import QualityOptions, judge, mean_sample
-from bench.records import Chart, Row, read_records
+from bench.records import Chart, Row, read_records, write_records
 from bench.report import COLUMNS, cells_of, markdown_of, progress_on_terminal, show, write_results
 from bench.spectra import CORRELATION_SLACK, SPECTRAL_SLACK
 from bench.tables import data_sets
@@ -334,6 +335,22 @@ def test_the_record_on_disk_is_the_record(gaussian: CompareOptions, found: Compa
     assert json.loads(told)["options"]["bundle"] == "bundle"
 
 
+def test_a_record_that_is_replaced_is_kept_where_no_report_takes_it_for_one_more(
+    copied: CompareOptions, found: Comparison
+) -> None:
+    reports = copied.bundle / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    kept = [replace(found.record, created=f"2026-01-0{day}T00:00:00+00:00") for day in (1, 2)]
+    for path, record in zip((reports / "previous/bench.json", reports / "bench.json"), kept, strict=True):
+        write_records(path, [record])
+    new = compare(replace(copied, num_samples=20, num_search=20, quick=True, max_sw_loss=None))
+    assert new.previous == reports / "previous/bench-2.json"
+    assert read_records(new.previous) == [kept[1]]
+    assert [one.record for one in read_filed([copied.bundle])] == [new.record]
+    assert [one.record for one in read_filed([copied.bundle.parent])] == [new.record]
+    assert len(read_filed([copied.bundle, reports / "previous"])) == 3  # where they are asked for
+
+
 def test_generated_series_stand_beside_the_uncached_ones_of_their_noise(found: Comparison) -> None:
     drawn = {curve.name: curve.y for curve in found.record.curves if curve.chart == Chart.SERIES}
     assert list(drawn) == [f"{way} {k}" for way in (Way.UNCACHED, Way.CACHED) for k in range(1, 6)]
@@ -360,12 +377,14 @@ def test_a_terminal_gets_a_drawn_table_that_fits(
     monkeypatch.setenv("COLUMNS", str(width))
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: True)
-    show(found.record, out)
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()[:-1]  # a line is as long as it looks
+    places = {"record": Path("bundles", "m" * 80, "reports/bench.json"), "pictures": Path("out")}
+    show(found.record, out, places)
+    *shown, record, pictures = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()  # as long as they look
     assert max(len(line) for line in shown) <= width
     assert sum("fake, fixed interval" in line for line in shown) == (1 if width == 200 else 2)
     assert not any("…" in line for line in shown)
-    assert json.loads(out.getvalue().splitlines()[-1])["schema"] == 2
+    assert (record, pictures) == (f"record: {places['record']}", "pictures: out")  # a path is not broken into lines
+    assert '"schema"' not in out.getvalue()
 
 
 def test_figures_have_as_many_digits_as_they_are_sure_of() -> None:

@@ -9,13 +9,16 @@ import pytest
 from numpy.typing import NDArray
 from tiny import gaussian, make_bundle
 
+from bench.contenders import Contender, Way
 from bench.kv_only import KvOnlyBackend, kv_share
+from bench.rows import stored
 from bench.taylor import TaylorBackend
 from bench.whole_steps import WholeSteps
 from export.manifest import Network
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
 from runtime.errors import OptionError
+from runtime.output import write_samples
 from runtime.sampler import Model, load
 from runtime.sde import VP
 from runtime.solvers import Solver
@@ -207,3 +210,24 @@ def test_an_expansion_needs_a_first_value_and_an_order(tiny: Model) -> None:
         TaylorBackend(tiny.backend, tiny.manifest, (1, 2), order=1)
     with pytest.raises(OptionError, match="order must not be negative"):
         TaylorBackend(tiny.backend, tiny.manifest, (0,), order=-1)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"backend": "fake"}, "must hold samples of the model, found 'some of backend fake'"),
+        ({"precision": "fp16"}, "must hold samples of the bundle in fp32, found 'fp16'"),
+    ],
+)
+def test_samples_that_another_network_drew_are_not_the_uncached_ones(
+    tiny: Model, tmp_path: Path, facts: dict[str, str], says: str
+) -> None:
+    uncached = Contender(Way.UNCACHED, tiny, None, 8, Solver.DDIM, 0)
+    drawn = uncached.draw(2, 2)
+    own = {"source_digest": tiny.manifest.source.digest, "steps": 8, "solver": "ddim", "grid": "uniform", "seed": 0,
+           "first_sample": 0, "cache": None, "backend": "onnxruntime", "precision": "fp32"}  # fmt: skip
+    for name, made in (("own.npz", own), ("other.npz", own | facts)):
+        write_samples(tmp_path / name, drawn, made)
+    assert np.array_equal(stored([tmp_path / "own.npz"], uncached)[0], drawn.series)
+    with pytest.raises(OptionError, match=says):
+        stored([tmp_path / "other.npz"], uncached)

@@ -26,7 +26,7 @@ def test_latest_run_id_and_path_find_the_best_checkpoint(tmp_path: Path) -> None
     best = runs / "new" / "checkpoints" / "epoch=9-val_loss=0.40.ckpt"
     assert find_checkpoint("latest", runs) == find_checkpoint("new", runs) == best
     assert find_checkpoint("old", runs).name == "last.ckpt"
-    assert find_checkpoint(str(best), runs) == best
+    assert find_checkpoint(str(best), runs) == find_checkpoint(str(runs / "new"), tmp_path / "elsewhere") == best
     with pytest.raises(CheckpointError, match=r"no checkpoint 'other'.*runs: new, old"):
         find_checkpoint("other", runs)
 

@@ -140,6 +140,16 @@ def test_the_same_model_is_kept_and_another_one_is_not_overwritten(bundle: Path)
     assert sorted(path.name for path in Path("bundles").iterdir()) == ["ecg", "other"]
 
 
+def test_pulling_the_same_model_brings_what_is_lacking(bundle: Path) -> None:
+    """A plan that a colleague made later; an own card stays."""
+    push(PushOptions(bundle, "file:stick"))
+    (bundle / "plan.json").unlink()
+    (bundle / "README.md").write_text("# Mine\n")
+    assert not pull(PullOptions("file:stick", bundle))
+    assert (bundle / "plan.json").read_text() == Path("stick/plan.json").read_text()
+    assert (bundle / "README.md").read_text() == "# Mine\n"
+
+
 def test_a_push_to_the_same_model_replaces_what_it_brings_and_keeps_the_rest(bundle: Path) -> None:
     push(PushOptions(bundle, "file:stick"))
     for name in ("plan.json", "engines/there/step.engine", "reports/bench.json"):
@@ -250,7 +260,7 @@ def test_the_commands(bundle: Path, hub: Path, capfd: pytest.CaptureFixture[str]
     assert run("pull", "user/ecg", "--json") == 0
     assert json.loads(capfd.readouterr().out) == {"bundle": "bundles/ecg", "source": "user/ecg", "is_new": True}
     assert run("pull", "user/ecg") == 0
-    assert "holds this model already and was kept" in capfd.readouterr().out
+    assert "holds this model already and keeps its own plan and card" in capfd.readouterr().out
     assert run("push", "latest", "file:stick") == 0
     assert run("pull", "stranger/ecg") == 1
     assert run("pull", "nonsense") == 2

@@ -16,6 +16,7 @@ from bench.machine import describe_machine
 from bench.records import Record, Row, write_records
 from runtime.cache.plan import Plan, read_plan
 from runtime.errors import OptionError
+from runtime.output import keep_previous
 from tests import verbs
 from tests.commands import write_run
 from tests.verbs import ROOT, facts_of, run
@@ -63,11 +64,11 @@ def benched(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
     records: list[Record] = []
 
     def compare(options: Any, progress: object) -> SimpleNamespace:
-        write_records(bundle / "reports/bench.json", [records[0]])
-        return SimpleNamespace(record=records.pop(0))
+        previous = keep_previous(path := options.bundle / "reports/bench.json")
+        write_records(path, [records[0]])
+        return SimpleNamespace(record=records.pop(0), previous=previous)
 
     monkeypatch.setattr("bench.compare.compare", compare)
-    monkeypatch.setattr("bench.report.show", lambda record: print(record.to_line()))
     return records
 
 
@@ -88,6 +89,41 @@ def test_bench_is_compared_with_the_very_file_that_it_writes(
     assert "| onnxruntime, E2-CRF | faster | 10x | 5x | -50.0% |" in printed.out
     assert json.loads(printed.out.splitlines()[-1])["rows"][1]["speedup"] == 5  # the record comes last
     assert "faster went from 10x to 5x" in " ".join(printed.err.split())
+
+
+def test_bench_says_where_it_kept_the_record_that_it_replaced(
+    bundle: Path, benched: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    benched += [bench_record(bundle), bench_record(bundle, speedup=5)]
+    assert run(*BENCH) == 0
+    assert capsys.readouterr().err == ""
+    assert run(*BENCH, "--json") == 0
+    printed = capsys.readouterr()
+    (line,) = printed.out.splitlines()
+    assert json.loads(line)["rows"][1]["speedup"] == 5
+    kept = "bundle/reports/previous/bench.json"
+    assert printed.err == f"bundle/reports/bench.json was replaced; what it held before is kept as {kept}\n"
+    benched += [bench_record(bundle)] * 2
+    assert run(*BENCH, "--compare", kept) == 0  # 10x as then, not the 5x of the last one
+    assert run(*BENCH, "--compare", "bundle/reports/previous/bench-2.json") == 0
+    assert "| 5x | 10x | +100.0% |" in capsys.readouterr().out
+
+
+def test_a_terminal_is_told_where_the_record_is_instead_of_its_json(
+    bundle: Path, benched: list[Record], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benched += [bench_record(bundle)] * 3
+    monkeypatch.setattr("bench.report.write_results", lambda found, out: None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(*BENCH, "--out", "out") == 0
+    *table, record, kept = capsys.readouterr().out.splitlines()
+    assert any("onnxruntime, E2-CRF" in line for line in table)
+    assert (record, kept) == ("record: bundle/reports/bench.json", "table, samples and pictures: out")
+    assert run(*BENCH) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == record
+    assert run(*BENCH, "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["kind"] == "bench"
 
 
 def test_what_may_get_worse_is_an_option_and_json_is_one_line(
@@ -217,17 +253,29 @@ def test_calibrate_takes_several_solvers_and_steps_and_another_file(
     assert facts_of()["steps"] == plan.steps
 
 
-def test_calibrate_is_judged_by_the_series_of_the_run_where_they_are(bundle: Path) -> None:
+def test_calibrate_is_judged_by_the_series_of_the_run_where_they_are_and_says_where_not(
+    bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     real = Path("lightning_logs/tiny/reference.npz")
     real.parent.mkdir(parents=True)
     series = np.random.default_rng(0).standard_normal((40, 15, 2)).astype(np.float32)
     np.savez(real, train=series[:20], test=series[20:])
     quick = ["--steps", 20, "--minutes", 0.0001, "--budget", 9]
     assert run("calibrate", "bundle", *quick) == 0
-    assert read_plan(bundle / "plan.json").measured["judges"] == "20 real series"
+    by_real = read_plan(bundle / "plan.json")
+    assert by_real.measured["judges"] == "20 real series"
+    assert capfd.readouterr().err == ""
     real.unlink()
-    assert run("calibrate", "bundle", *quick) == 0
+    assert run("calibrate", "bundle", *quick, "--json") == 0
     assert read_plan(bundle / "plan.json").measured["judges"] == "the model's own series"
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["plan"] == "bundle/plan.json"
+    assert printed.err.splitlines() == [
+        "warning: no real series of the run were found here, so the model's own samples judge; name real ones with "
+        "--reference",
+        "bundle/plan.json was replaced; what it held before is kept as bundle/previous/plan.json",
+    ]
+    assert read_plan(bundle / "previous/plan.json") == by_real
 
 
 def test_a_budget_that_no_plan_meets_writes_nothing_and_says_what_to_do(
@@ -242,9 +290,15 @@ def test_a_budget_that_no_plan_meets_writes_nothing_and_says_what_to_do(
     assert printed.out == ""
     said = " ".join(printed.err.split())
     assert "no plan of those tried keeps sliced Wasserstein within 0.0%" in said
-    assert "nothing was written: allow a larger --budget, or train longer" in said
+    assert "nothing was written: name real series with --reference, allow a larger --budget, or train longer" in said
     assert run("calibrate", "bundle", "--out", "other.json", "--json", "--quick", "--minutes", 10) == 1
     assert [options.minutes for options in asked] == [12.0, 2.0]
     assert json.loads(capfd.readouterr().out) == {"plan": None, "measured": closest.measured}
     assert (bundle / "plan.json").read_text() == before
     assert not Path("other.json").exists()
+    assert not (bundle / "previous").exists()
+    Path("real.npz").touch()  # not even looked at
+    assert run("calibrate", "bundle", "--budget", 0, "--reference", "real.npz") == 1
+    printed = capfd.readouterr()
+    assert "nothing was written: allow a larger --budget, or train longer" in " ".join(printed.err.split())
+    assert "warning" not in printed.err

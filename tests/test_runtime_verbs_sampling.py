@@ -138,8 +138,12 @@ def test_what_cannot_be_meant_is_a_sentence_on_a_terminal_too(
     assert says in capsys.readouterr().err
 
 
-def test_the_fake_backend_serves_the_command(bundle: Path) -> None:
+def test_the_fake_backend_serves_the_command_and_says_what_it_is(
+    bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run("sample", bundle, "-n", 3, "--steps", 10, "--backend", "fake") == 0
+    assert "backend fake stands in for the network" in " ".join(capfd.readouterr().err.split())
+    assert (facts_of()["backend"], facts_of()["precision"]) == ("fake", "fp32")
 
 
 def test_ctrl_c_while_sampling_keeps_finished_batches_and_says_how_to_go_on(bundle: Path) -> None:

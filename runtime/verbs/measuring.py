@@ -12,7 +12,7 @@ from export.places import BUNDLES, real_series
 from runtime.cache.plan import PLAN_FILE
 from runtime.command import say
 from runtime.errors import require
-from runtime.output import require_writable
+from runtime.output import keep_previous, require_writable
 from runtime.solvers import Solver, TimeGrid
 from runtime.verbs.shared import BundleArgument, Json, checkpoint_of_bundle, finish, numbers
 
@@ -23,7 +23,10 @@ def calibrate(
     solver: Annotated[str, typer.Option(help=f"One or several of {', '.join(Solver)}.")] = Solver.DDIM,
     grid: Annotated[str, typer.Option(help=f"Times: {', '.join(TimeGrid)}.")] = TimeGrid.UNIFORM,
     budget: Annotated[float, typer.Option(help="Share by which sliced Wasserstein may grow.")] = 0.02,
-    reference: Annotated[Path | None, typer.Option(help="Real series (.npz); default: those of the run.")] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Real series (.npz); default: those of the run, else the model's own samples judge."),
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Time it may take, about.")] = 12.0,
     quick: Annotated[bool, typer.Option("--quick", help="A fifth of the time, fewer samples.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
@@ -40,14 +43,14 @@ def calibrate(
     from bench.calibrate import calibrate as find_plan
     from bench.report import progress_on_terminal
 
-    run = read_manifest(bundle, verify_digests=False).source.run_id
+    real = reference or real_series(read_manifest(bundle, verify_digests=False).source.run_id)
     options = CalibrateOptions(
         bundle=bundle,
         steps=numbers(steps),
         solvers=tuple(word.strip() for word in solver.split(",")),
         grid=grid,
         budget=budget,
-        reference=reference or real_series(run),
+        reference=real,
         minutes=minutes / 5 if quick else minutes,
         seed=seed,
         threads=threads,
@@ -55,12 +58,17 @@ def calibrate(
     )
     path = out or bundle / PLAN_FILE
     require_writable(path)  # before minutes are spent
+    if real is None:
+        say("warning: no real series of the run were found here, so the model's own samples judge; "
+            "name real ones with --reference")  # fmt: skip
     with progress_on_terminal() as progress:
         plan = find_plan(options, progress)
     found = plan.measured
     verdict = f"{found['passes']:.4g} passes for {plan.steps} {plan.solver} steps, refreshes at {plan.refreshes}"
     if not found["met"]:
         remedy, last = "allow a larger --budget, or train longer", found.get("time_was_up_after_refreshes")
+        if real is None:
+            remedy = f"name real series with --reference, {remedy}"
         if last is not None:
             tried = "1 refresh" if last == 1 else f"{last} refreshes"
             remedy = f"the time was up after {tried}, a larger --minutes may try more; else {remedy}"
@@ -69,7 +77,9 @@ def calibrate(
         if as_json:
             print(json.dumps({"plan": None, "measured": found}))
         raise typer.Exit(1)
+    previous = keep_previous(path)
     plan.write(path)
+    _say_kept(path, previous)
     finish({"plan": str(path), "measured": found}, as_json, f"{path}: {verdict}")
 
 
@@ -104,7 +114,8 @@ def bench(
 ) -> None:
     """Compare PyTorch, ONNX Runtime and caching: speed and quality in one table.
 
-    With --compare also what moved since an older record; --json then gives `record`, `moves`, `notes`, `failures`.
+    Where stdout is no terminal its last line is the record, as JSON. With --compare also what moved since an older
+    record; --json then gives `record`, `moves`, `notes`, `failures`.
 
     Example: e2crf bench bundles/ecg --max-sw-loss 0.02
     """
@@ -121,8 +132,11 @@ def bench(
         digest = read_manifest(bundle, verify_digests=False).source.digest
         before = read_old(old, Setting(Kind.BENCH, digest, solver, steps, batch_size))
     checkpoint = checkpoint_of_bundle(bundle, model)
-    for path in (bundle / REPORTS / RECORD_FILE, *([] if out is None else [out / TABLE_FILE])):
-        require_writable(path)
+    places = {"record": bundle / REPORTS / RECORD_FILE}
+    require_writable(places["record"])
+    if out is not None:
+        require_writable(out / TABLE_FILE)
+        places["table, samples and pictures"] = out
     options = CompareOptions(
         bundle=bundle,
         reference=reference or run_folder(checkpoint) / "reference.npz",
@@ -143,6 +157,7 @@ def bench(
     )
     with progress_on_terminal() as progress:
         found = compare(options, progress)
+    _say_kept(places["record"], found.previous)
     if out is not None:
         write_results(found, out)
     since = None if before is None else moved(before, found.record, tolerance)
@@ -153,12 +168,17 @@ def bench(
     else:
         if since is not None:
             show_moves(since)
-        show(found.record)  # its last line is the record
+        show(found.record, places=places)
     failures = (*found.record.failures, *(() if since is None else since.failures))
     for failure in failures:
         say(failure)
     if failures:
         raise typer.Exit(1)
+
+
+def _say_kept(path: Path, previous: Path | None) -> None:
+    if previous is not None:
+        say(f"{path} was replaced; what it held before is kept as {previous}")
 
 
 def report(

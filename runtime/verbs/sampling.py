@@ -69,7 +69,10 @@ def sample(
     with load(bundle, backend, device=device, threads=threads, graphs=graphs) as model:
         settings = model.settings(steps, solver, grid, cache)
         prepare_output(out, overwrite=overwrite)
+        if model.backend.name == BackendName.FAKE:
+            say("warning: backend fake stands in for the network with a formula; its series are not the model's")
         facts = {"bundle": bundle.resolve().name, "source_digest": model.manifest.source.digest, "seed": seed,
+                 "backend": model.backend.name, "precision": model.manifest.precision,
                  "first_sample": first_sample, "steps": settings.steps, "solver": settings.solver,
                  "grid": settings.grid, "cache": None if cache is None else settings.facts}  # fmt: skip
         try:

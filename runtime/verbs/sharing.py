@@ -80,7 +80,8 @@ def pull(
     with stages() as tell:
         tell(f"pulling {source}")
         is_new = pull_bundle(PullOptions(source, folder, overwrite))
-    text = f"{folder} is {source}" if is_new else f"{folder} holds this model already and was kept as it is"
+    kept = f"{folder} holds this model already and keeps its own plan and card; --overwrite takes those of {source}"
+    text = f"{folder} is {source}" if is_new else kept
     finish({"bundle": str(folder), "source": source, "is_new": is_new}, as_json, text)
 
 
