@@ -119,10 +119,8 @@ class ScoreNetwork:
         return Call(buffers["z"], buffers["t"], buffers["token"], buffers["score"], buffers.get("hidden"), run)
 
     def _require_features(self) -> None:
-        (head,) = self._backend.signature("head").inputs
-        backbone = self._manifest.network.backbone
-        require(len(head.shape) == 3, "the event intensity needs features of each token", f"one row in a {backbone}",
-                "take policy interval")  # fmt: skip
+        require(self._manifest.network.backbone != "mlp", "the event intensity needs features of each token",
+                "one row in an mlp", "take policy interval")  # fmt: skip
         if self._graphs is Graphs.STEP and "hidden" not in self._gives:
             raise OptionError(
                 "the event intensity needs the features of the last layer, found a step graph that does not give "
