@@ -31,6 +31,7 @@ from runtime.errors import require
 from runtime.sde import EPS, VP, Process
 
 Times = NDArray[np.float64]
+MOST_STEPS = 100_000  # a trajectory keeps tables of N values for each
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class TimeGrid(StrEnum):
 def uniform_times(num_steps: int, eps: float = EPS) -> Times:
     """The reference time grid [T]: `linspace(1, eps, T)`; the network is asked at each of these times."""
     require(num_steps >= 1, "the number of steps must be at least 1", num_steps, "the reference uses 1000")
+    require(num_steps <= MOST_STEPS, f"the number of steps must be at most {MOST_STEPS}", num_steps,
+            "the reference uses 1000")  # fmt: skip
     return np.linspace(1.0, eps, num_steps)
 
 

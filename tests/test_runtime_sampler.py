@@ -366,6 +366,7 @@ def test_impossible_cache_options_are_refused(knobs: dict[str, object], says: st
         ({"n": 0}, "number of samples must be at least 1"),
         ({"n": -2}, "number of samples must be at least 1"),
         ({"n": 1, "steps": 0}, "steps must be at least 1"),
+        ({"n": 1, "steps": 10**9}, "steps must be at most 100000, found 1000000000; the reference uses 1000"),
         ({"n": 1, "solver": "rk4"}, "known ones are euler_maruyama, ancestral, ddim"),
         ({"n": 1, "batch_size": 0}, "batch_size must be at least 1"),
         ({"n": 1, "seed": -1}, "seed must be an integer"),
