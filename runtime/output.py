@@ -59,7 +59,8 @@ def free_name(path: Path) -> Path:
 def keep_previous(path: Path) -> Path | None:
     """Copy a file that is about to be replaced into `previous/` beside it, under a free name; None if there is none.
 
-    A copy, so that the file is there until the new one has its name; no folder's `*.json` has it among its own.
+    A copy, so that the file is there until the new one has its name. Who reads all records of a folder does not
+    meet it, since it lies in a folder of its own.
     """
     if not path.is_file():
         return None

@@ -32,7 +32,7 @@ def train(context: typer.Context, as_json: Json = False) -> None:
 def export(
     model: ModelArgument,
     bundle: Annotated[Path | None, typer.Option(help="Where to write; default bundles/<run_id>.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is another.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bundle that stands there.")] = False,
     dtype: Annotated[str, typer.Option(help="Precision of the layers, for engines: fp32, fp16, bf16.")] = "fp32",
     license: Annotated[str | None, typer.Option(help="For the model card: apache-2.0, cc-by-4.0 ...")] = None,
     data: Annotated[str | None, typer.Option(help="Training data of an fdiff checkpoint: Hydra overrides.")] = None,
