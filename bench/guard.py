@@ -6,6 +6,7 @@ differ by more than usual is refreshed once more; what is usual is measured here
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +14,21 @@ from numpy.typing import NDArray
 from runtime.cache.plan import Plan
 from runtime.cache.policy import Cache, Decisions, Needs, Policy, Signals, Step, TokenFacts
 
+Drawn = TypeVar("Drawn")
+
 _LEAST_SURPRISE = 1e-3  # in data std: less is rounding, which no guard should look at
 
 
-def with_guard(plan: Plan, draw: Callable[[Cache], object]) -> Plan:
-    """The plan with its guard: the error of the prediction that 99 % of the samples of `draw` stay below."""
+def with_guard(plan: Plan, draw: Callable[[Cache], Drawn]) -> tuple[Plan, Drawn]:
+    """The plan with its guard (the error of the prediction that 99 % of the samples stay below), and what was drawn."""
     watch = _Watch(plan)
-    draw(watch)
+    drawn = draw(watch)
     surprise = []
     for i in plan.refreshes:
         seen = np.concatenate(watch.seen.get(i, [np.zeros(1, np.float32)]))
         usual = float(np.quantile(np.where(np.isfinite(seen), seen, 0.0), 0.99))
         surprise.append(round(max(usual, _LEAST_SURPRISE), 5))
-    return replace(plan, surprise=tuple(surprise), guard=2.0)
+    return replace(plan, surprise=tuple(surprise), guard=2.0), drawn
 
 
 @dataclass

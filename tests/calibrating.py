@@ -1,6 +1,6 @@
 """Small calibrations of models known in closed form; a test file names the fixtures (`exact = calibrating.exact`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,11 +50,14 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *stages: str) -> None:
     hear_draws(monkeypatch, hear)
 
 
-def far_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan with its guard draws, beside uncached samples, what is far from any real series."""
+BESIDE_UNCACHED = ("the plan", "the bar on the noise of uncached")
+
+
+def far_off(monkeypatch: pytest.MonkeyPatch, stages: Sequence[str] = BESIDE_UNCACHED) -> None:
+    """What is drawn beside uncached samples, the plan with its guard and the bar, is far from any real series."""
 
     def hear(doing: str, drawn: Samples) -> Samples:
-        return replace(drawn, series=drawn.series + np.float32(9)) if doing == "the plan" else drawn
+        return replace(drawn, series=drawn.series + np.float32(9)) if doing in stages else drawn
 
     hear_draws(monkeypatch, hear)
 

@@ -82,8 +82,8 @@ def test_what_was_measured_is_told(begun: tuple[Calibration, Plan]) -> None:
     told = plan.measured
     assert set(told) == {
         "budget", "met", "within_budget_of", "passes", "alpha_prior", "spacing", "num_samples", "judges", "uncached",
-        "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out", "paired_bar_to_dense",
-        "paired_plan_to_dense", "drift", "tried", "time_was_up_after_refreshes", "seconds",
+        "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out", "over_bar_held_out",
+        "paired_bar_to_dense", "paired_plan_to_dense", "drift", "tried", "time_was_up_after_refreshes", "seconds",
     }  # fmt: skip
     assert told["num_samples"] == {"uncached": 8, "fit": 48, "search": 16, "final": 64, "check": 32}
     for name in ("uncached", "dense", "plan_on_noise_of_uncached", "bar_held_out", "plan_held_out"):
@@ -119,7 +119,9 @@ def test_a_plan_has_one_surprise_per_refresh_the_99th_percentile(begun: tuple[Ca
     tables = np.random.default_rng(0).normal((1.0, 0.0, 0.0, 0.0), 0.05, (3, 16, 1, 4)).astype(np.float32)
     fit = tuple(LinearHold(*np.moveaxis(one, -1, 0)) for one in tables) if reuse.is_fitted else ()
     fixed = Plan(source_digest="none", steps=STEPS, solver=Solver.DDIM, reuse=reuse, refreshes=refreshes, fit=fit)
-    found = with_guard(fixed, lambda cache: model.sample(40, steps=STEPS, solver=Solver.DDIM, cache=cache)).surprise
+    guarded, drawn = with_guard(fixed, lambda cache: model.sample(40, steps=STEPS, solver=Solver.DDIM, cache=cache))
+    assert drawn.stats.passes == len(refreshes)
+    found = guarded.surprise
     infos: list[tuple[NDArray[Any], NDArray[Any]]] = []
     model.sample(40, cache=fixed, on_step=lambda info: infos.append((info.z.copy(), info.data.copy())))
     residual = {i: infos[i][1] - gain[i] * infos[i - 1][0] for i in refreshes}
@@ -140,7 +142,7 @@ def test_a_plan_has_one_surprise_per_refresh_the_99th_percentile(begun: tuple[Ca
 def test_the_guard_leaves_rounding_alone(exact: Model) -> None:
     """Where nothing is ever off, a limit of zero would refresh every sample once more between any two refreshes."""
     even = calibration(exact).planner.plan(Candidate(0.1, "power 1", Reuse.RESIDUAL), 4)
-    plan = with_guard(even, lambda cache: exact.sample(32, steps=STEPS, solver=Solver.DDIM, cache=cache))
+    plan, _ = with_guard(even, lambda cache: exact.sample(32, steps=STEPS, solver=Solver.DDIM, cache=cache))
     assert len(plan.refreshes) == len(plan.surprise) == 4
     assert exact.sample(32, cache=plan).stats.passes == 4
 

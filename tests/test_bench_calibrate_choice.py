@@ -21,7 +21,7 @@ from bench.judges import Score, own_judges
 from bench.machine import describe_machine
 from bench.pareto import ParetoOptions
 from bench.records import Kind, Record, Row, now, write_records
-from runtime.cache.plan import Plan
+from runtime.cache.plan import PLAN_FILE, Plan, read_plan
 from runtime.cli import main
 from runtime.errors import OptionError
 from runtime.sampler import Model, load
@@ -83,7 +83,9 @@ def test_a_search_that_its_time_ended_says_so(
     last = told["time_was_up_after_refreshes"]
     assert last >= least
     tried = "1 refresh" if last == 1 else f"{last} refreshes"
-    assert f"nothing was written: the time was up after {tried}, {remedies}" in " ".join(printed.err.split())
+    said = " ".join(printed.err.split())
+    assert f"nothing was written: the time was up after {tried}, {remedies}" in said
+    assert f"the closest is off by {told['over_bar_held_out']:.1%}: {told['passes']:.4g} pass" in said
     assert told["seconds"] <= 60
     assert len(told["tried"]) == told["time_was_up_after_refreshes"] == max(entry["passes"] for entry in told["tried"])
 
@@ -140,6 +142,37 @@ def test_a_plan_as_good_as_every_step_is_met_where_many_refreshes_are_better_sti
     far_off(monkeypatch)
     told = calibration(correlated, budget=0.05).run().measured
     assert (told["met"], told["within_budget_of"]) == (False, None)
+
+
+def test_a_search_without_a_plan_ends_with_many_refreshes_where_they_are_as_good(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slow_clock(monkeypatch, 6e-3)
+    far_off(monkeypatch, ["the plan"])
+    restless = _restless(gaussian(16, VP(), "frequency").model)
+    monkeypatch.setattr(bench.calibrate, "load", lambda bundle, **options: restless)
+    folder = write_gaussian_bundle(tmp_path / "bundle")
+    words = f"calibrate {folder} --steps {STEPS} --solver ancestral --budget 0 --minutes {SHORTEST}"
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 0
+    assert "a larger --minutes may find a plan of fewer passes" in capfd.readouterr().err
+    plan = read_plan(folder / PLAN_FILE)
+    told = plan.measured
+    assert 15 <= len(plan.refreshes) == told["passes"] <= 20  # of twenty some fall on one step of sixty
+    assert told["over_bar_held_out"] == 0
+    assert (plan.reuse, told["within_budget_of"]) == (BAR.reuse, "every step computed")
+    assert (told["tried"][-1]["passes"], told["plan_held_out"]) == (told["passes"], told["bar_held_out"])
+    assert told["seconds"] <= 60
+    drawn = restless.sample(64, steps=STEPS, solver=Solver.ANCESTRAL, seed=9, cache=plan)
+    assert told["passes"] <= drawn.stats.passes < told["passes"] + 2  # it has a guard, which asks for a few more
+
+
+def test_fewer_refreshes_than_the_bar_has_are_not_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    far_off(monkeypatch, ["the plan"])
+    restless = _restless(gaussian(16, VP(), "frequency").model)
+    told = calibration(restless, solver=Solver.ANCESTRAL, budget=0.0, most_refreshes=2).run().measured
+    assert (told["met"], told["passes"] <= 2) == (False, True)
 
 
 @pytest.fixture

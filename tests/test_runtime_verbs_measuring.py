@@ -247,7 +247,8 @@ def test_calibrate_takes_several_solvers_and_steps_and_another_file(
     said = capfd.readouterr().out
     plan = read_plan(Path("other.json"))
     assert not (bundle / "plan.json").exists()
-    assert said.startswith(f"other.json: {plan.measured['passes']:.4g} passes for {plan.steps} {plan.solver} steps")
+    assert plan.measured["passes"] == 1
+    assert said.startswith(f"other.json: 1 pass for {plan.steps} {plan.solver} steps, refreshes at {plan.refreshes}")
     assert plan.grid == "quadratic"
     assert run("sample", "bundle", "-n", 2, "--plan", "other.json") == 0
     assert facts_of()["steps"] == plan.steps
@@ -281,7 +282,8 @@ def test_calibrate_is_judged_by_the_series_of_the_run_where_they_are_and_says_wh
 def test_a_budget_that_no_plan_meets_writes_nothing_and_says_what_to_do(
     bundle: Path, planned: Plan, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    closest = replace(planned, measured={"met": False, "passes": 2.0})
+    measured = {"met": False, "passes": 2.0, "over_bar_held_out": 0.031, "time_was_up_after_refreshes": None}
+    closest = replace(planned, measured=measured)
     asked: list[Any] = []
     monkeypatch.setattr("bench.calibrate.calibrate", lambda options, progress: asked.append(options) or closest)
     before = (bundle / "plan.json").read_text()
@@ -290,6 +292,7 @@ def test_a_budget_that_no_plan_meets_writes_nothing_and_says_what_to_do(
     assert printed.out == ""
     said = " ".join(printed.err.split())
     assert "no plan of those tried keeps sliced Wasserstein within 0.0%" in said
+    assert "the closest is off by 3.1%: 2 passes for 20 ddim steps, refreshes at (8, 14); nothing was written" in said
     assert "nothing was written: name real series with --reference, allow a larger --budget, or train longer" in said
     assert run("calibrate", "bundle", "--out", "other.json", "--json", "--quick", "--minutes", 10) == 1
     assert [options.minutes for options in asked] == [12.0, 2.0]

@@ -64,19 +64,23 @@ def calibrate(
     with progress_on_terminal() as progress:
         plan = find_plan(options, progress)
     found = plan.measured
-    verdict = f"{found['passes']:.4g} passes for {plan.steps} {plan.solver} steps, refreshes at {plan.refreshes}"
+    passes = "1 pass" if found["passes"] == 1 else f"{found['passes']:.4g} passes"
+    verdict = f"{passes} for {plan.steps} {plan.solver} steps, refreshes at {plan.refreshes}"
+    last = found["time_was_up_after_refreshes"]
+    tried = "1 refresh" if last == 1 else f"{last} refreshes"
     if not found["met"]:
-        remedy, last = "allow a larger --budget, or train longer", found.get("time_was_up_after_refreshes")
+        remedy = "allow a larger --budget, or train longer"
         if real is None:
             remedy = f"name real series with --reference, {remedy}"
         if last is not None:
-            tried = "1 refresh" if last == 1 else f"{last} refreshes"
             remedy = f"the time was up after {tried}, a larger --minutes may try more; else {remedy}"
-        say(f"no plan of those tried keeps sliced Wasserstein within {budget:.1%}; the closest: {verdict}; "
-            f"nothing was written: {remedy}")  # fmt: skip
+        say(f"no plan of those tried keeps sliced Wasserstein within {budget:.1%}; the closest is off by "
+            f"{found['over_bar_held_out']:.1%}: {verdict}; nothing was written: {remedy}")  # fmt: skip
         if as_json:
             print(json.dumps({"plan": None, "measured": found}))
         raise typer.Exit(1)
+    if last is not None:
+        say(f"the time was up after {tried}: a larger --minutes may find a plan of fewer passes")
     previous = keep_previous(path)
     plan.write(path)
     _say_kept(path, previous)
