@@ -72,8 +72,14 @@ def staged(bundle: Path) -> Iterator[Path]:
     A folder that had the name makes way. What it holds and the new one does not bring is moved over, but for the
     plan, reports and card of another model; the rest is removed. Until the new folder has the name, nothing of the
     old one is touched, and if it does not get it, the old one has it again. A block that removes the stage leaves
-    it all.
+    it all. A `ManifestError` for the folder that this process is in, or one around it: it cannot make way.
     """
+    here = Path.cwd()
+    if bundle.resolve() in (here, *here.parents):
+        raise ManifestError(
+            f"a bundle must lie in a folder of its own, found {bundle}, which this is run from; "
+            "name another one, or run it from elsewhere"
+        )
     bundle = bundle.resolve() if bundle.is_symlink() else bundle  # the folder makes way, not what points at it
     bundle.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))

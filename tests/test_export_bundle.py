@@ -295,6 +295,23 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
+@pytest.mark.parametrize(("place", "below"), [(".", ""), ("..", "deep"), ("{folder}", "")])
+def test_a_folder_that_one_is_in_cannot_make_way_and_that_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, below: str
+) -> None:
+    folder, _ = make_bundle(tmp_path)
+    other = read_checkpoint(write_checkpoint(tmp_path / "other.ckpt", seed=5))
+    before = read_manifest(folder)
+    (folder / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(folder / below)
+    told: list[str] = []
+    with pytest.raises(ManifestError, match="which this is run from; name another one"):
+        export_bundle(other, ExportOptions(Path(place.format(folder=folder)), overwrite=True), told.append)
+    assert told == []
+    assert read_manifest(folder) == before
+    assert names_in(tmp_path) == ["bundle", "other.ckpt", "tiny.ckpt"]
+
+
 def _edit(folder: Path, change: Any) -> None:
     path = folder / MANIFEST_FILE
     value = json.loads(path.read_text())
