@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from runtime.sde import EPS
 from train.datasets import Synthetic
 from train.errors import ConfigError, DataError, DivergedError, InterruptedRun, RunError
+from train.folder import RunFolder
 from train.module import ScoreModule, cosine_with_warmup
 from train.networks import NetworkOptions, TransformerScore
 from train.run import main, train
@@ -286,6 +287,20 @@ def test_a_run_that_ended_before_its_first_checkpoint_leaves_its_name_free(tmp_p
     assert OmegaConf.load(tmp_path / "again" / "train_config.yaml").score_model.lr_max == 1e-3
     with pytest.raises(RunError, match="again in use"):
         train(options)
+
+
+@pytest.mark.parametrize("resume", [[], ["resume=true"]])
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path, resume: list[str]) -> None:
+    options = [*TINY, f"log_dir={tmp_path}", "run_id=shared"]
+    if resume:
+        train([*options, "trainer.max_epochs=1"])
+    folder = RunFolder(tmp_path / "shared")
+    with folder.held():
+        before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+        with pytest.raises(RunError, match=r"another one at work in .*shared; wait for it, or choose another run_id"):
+            train([*options, "trainer.max_epochs=2", *resume])
+        assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+    assert train([*options, "trainer.max_epochs=2", *resume]).is_file()
 
 
 def test_a_folder_that_is_of_no_run_is_left_alone(tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ ended before its first checkpoint.
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
@@ -24,6 +27,7 @@ from train.errors import RunError
 
 CONFIG_FILE = "train_config.yaml"
 REFERENCE_FILE = "reference.npz"
+_LOCK_FILE = ".lock"
 
 
 def new_run_id(data: str) -> str:
@@ -73,7 +77,7 @@ class RunFolder:
     def _is_without_checkpoint(self) -> bool:
         """Whether this is all that a run leaves which ended before its first checkpoint."""
         files = (CONFIG_FILE, REFERENCE_FILE)
-        known = {*files, *map(_staged, files), self.metrics.name, self.checkpoints.name, "wandb"}
+        known = {*files, *map(_staged, files), self.metrics.name, self.checkpoints.name, "wandb", _LOCK_FILE}
         is_run = self.path.is_dir() and {path.name for path in self.path.iterdir()} <= known
         return is_run and not any(self.checkpoints.glob("*"))
 
@@ -94,9 +98,26 @@ class RunFolder:
             raise RunError(f"{file} must be the config of a run, found parts of it missing; restore it")
         return config
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder, made where there is none, for this process alone; raise if another one trains there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"a run is trained by one process at a time, found another one at work in {self.path}; "
+                "wait for it, or choose another run_id"
+            ) from error
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody else's can be removed
+            lock.release()
+
     def write(self, config: DictConfig, series: Series) -> None:
         """Store what the run was made from, each file in one stroke."""
-        self.path.mkdir(parents=True, exist_ok=True)
         staged = self.path / _staged(CONFIG_FILE)
         OmegaConf.save(config, staged)
         os.replace(staged, self.path / CONFIG_FILE)

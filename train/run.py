@@ -55,9 +55,10 @@ def train(overrides: Sequence[str] = ()) -> Path:
     module = _module(options, tokens, facts)
     trainer = trainer_from_options(options, folder)
     print(f"read {_described(tokens)}", file=sys.stderr)
-    folder.write(config, series)
     try:
-        return fit(trainer, module, tokens, options.dataset.batch_size, folder, epochs_done)
+        with folder.held():
+            folder.write(config, series)
+            return fit(trainer, module, tokens, options.dataset.batch_size, folder, epochs_done)
     except KeyboardInterrupt as stop:
         kept = f"{folder.last} holds the last finished epoch" if folder.last.is_file() else "no epoch was finished"
         raise InterruptedRun(f"training was interrupted, {kept}; continue with {folder.how_to_resume}") from stop
