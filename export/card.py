@@ -28,6 +28,7 @@ _SETTINGS = (  # of the config of a run: what the card calls it, and where it st
     ("largest learning rate", "score_model", "lr_max"),
     ("dropout", "score_model", "dropout"),
     ("likelihood weighting", "score_model", "likelihood_weighting"),
+    ("energy weighting", "score_model", "energy_weighting"),
     ("arithmetic", "trainer", "precision"),
     ("moving average of the weights", "ema", None),
     ("seed", "random_seed", None),

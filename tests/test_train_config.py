@@ -22,6 +22,7 @@ def test_defaults_are_the_published_model_in_the_frequency_domain() -> None:
     assert options.noise_scheduler.process() == VP(0.1, 20.0)
     assert (options.trainer.max_epochs, options.trainer.gradient_clip_val) == (200, 1.0)
     assert (options.score_model.lr_max, options.score_model.weighting) == (1e-3, Weighting.INVERSE_TRACE)
+    assert (options.score_model.energy_weighting, options.trainer.check_val_every_n_epoch) == (0.0, 1)
 
 
 def test_names_of_fourier_diffusion_work() -> None:
@@ -35,6 +36,7 @@ def test_names_of_fourier_diffusion_work() -> None:
         "score_model.num_layers=3",
         "score_model.lr_max=5e-4",
         "score_model.likelihood_weighting=true",
+        "score_model.energy_weighting=0.5",
         "score_model/noise_scheduler=vesde",
         "score_model.noise_scheduler.sigma_max=2",
         "datamodule=synthetic",
@@ -43,6 +45,7 @@ def test_names_of_fourier_diffusion_work() -> None:
         "trainer.max_epochs=5",
         "trainer.gradient_clip_val=0.5",
         "trainer.precision=bf16-mixed",
+        "trainer.check_val_every_n_epoch=5",
     ]
     options = options_from_config(compose_config(overrides))
     network = options.score_model.network(30, 1)
@@ -58,7 +61,8 @@ def test_names_of_fourier_diffusion_work() -> None:
     }
     assert (options.run.random_seed, options.run.fourier_transform, options.run.standardize) == (7, False, False)
     assert (options.trainer.max_epochs, options.trainer.gradient_clip_val) == (5, 0.5)
-    assert options.trainer.precision == "bf16-mixed"
+    assert (options.trainer.precision, options.trainer.check_val_every_n_epoch) == ("bf16-mixed", 5)
+    assert options.score_model.energy_weighting == 0.5
 
 
 def test_ucr_sets_are_chosen_by_name_and_averaging_can_be_turned_off() -> None:
@@ -84,6 +88,10 @@ WRONG = {
     "trainer.max_epochs=0": "max_epochs must be at least 1, found 0",
     "trainer.max_epochs=null": r"trainer\.max_epochs: Incompatible value 'None'",
     "trainer.gradient_clip_val=-1": "gradient_clip_val must be positive",
+    "trainer.check_val_every_n_epoch=201": r"must lie in 1 .. max_epochs \(200\), found 201",
+    "trainer.check_val_every_n_epoch=0": "found 0; else no checkpoint would be the best",
+    "score_model.energy_weighting=-0.5": r"energy_weighting must lie in \[0, 2\], found -0.5",
+    "score_model.energy_weighting=nan": r"energy_weighting must lie in \[0, 2\], found nan",
     "trainer.precision=8": "precision must be one of 32-true, bf16-mixed, found '8'",
     "score_model.lr_max=-1": "lr_max must be a positive number, found -1",
     "score_model.n_head=5": "d_model must be a multiple of num_heads, found 72 and 5",

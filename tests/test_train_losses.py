@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from runtime.fourier import noise_shape
 from runtime.sde import EPS, VE, VP, Process
-from train.losses import Weighting, draw_times, score_matching_loss
+from train.losses import Weighting, draw_times, energy_weights, score_matching_loss
 
 N, C = 8, 2
 VARIANCE = torch.linspace(0.25, 2.0, N, dtype=torch.float64)  # of the clean tokens
@@ -106,6 +106,52 @@ def test_loss_equals_its_definition_with_dense_matrices(weighting: Weighting) ->
     else:
         wanted = ((root @ error) ** 2).mean()
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("weighting", Weighting)
+def test_token_weights_multiply_each_tokens_error(weighting: Weighting) -> None:
+    clean, times, noise = draws(6)
+    process, network = VP(), GaussianScore(VP(), 0.7)
+
+    def loss(token_weight: Tensor | None) -> float:
+        return float(
+            score_matching_loss(
+                network, clean, t=times, noise=noise, process=process, noise_shape=SHAPE, weighting=weighting,
+                token_weight=token_weight,
+            )
+        )  # fmt: skip
+
+    alone = [loss(one) for one in torch.eye(N * C, dtype=torch.float64).reshape(-1, N, C)]
+    weight = torch.rand(N, C, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    assert loss(None) == pytest.approx(sum(alone), rel=1e-12)
+    assert loss(weight) == pytest.approx(sum(np.array(alone) * weight.flatten().numpy()), rel=1e-12)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_weighted_by_energy_the_exact_score_is_still_a_minimum_of_every_token(process: Process) -> None:
+    clean, times, noise = draws(100_000)
+    gradients = []
+    for factor in (0.5, 1.0, 1.5):
+        network = GaussianScore(process, 1.0)
+        network.factor = nn.Parameter(torch.full((N, 1), factor, dtype=torch.float64))
+        score_matching_loss(
+            network, clean, t=times, noise=noise, process=process, noise_shape=SHAPE,
+            token_weight=energy_weights(VARIANCE.sqrt()[:, None], 1.0),
+        ).backward()  # fmt: skip
+        assert network.factor.grad is not None
+        gradients.append(network.factor.grad[:, 0])
+    low, truth, high = gradients
+    assert (low < 0).all()
+    assert (high > 0).all()
+    assert (truth.abs() < 0.05 * (high - low)).all()  # Monte Carlo error of the same draws, token by token
+
+
+def test_energy_weights_are_a_power_of_the_std_with_mean_one() -> None:
+    std = torch.tensor([[4.0], [1.0], [0.0], [0.25]])
+    found = energy_weights(std, 0.5)
+    assert float(found.mean()) == pytest.approx(1.0)
+    torch.testing.assert_close(found / found[1], torch.tensor([[2.0], [1.0], [0.5], [0.5]]))  # constant: as the least
+    torch.testing.assert_close(energy_weights(std, 0.0), torch.ones(4, 1))
 
 
 def test_times_cover_the_interval_and_repeat_with_their_generator() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import rich
 import torch
 from omegaconf import OmegaConf
 
-from runtime.sde import EPS
+from runtime.sde import EPS, VP
+from train.data import tokens_from_series, validation_batches
 from train.datasets import Synthetic
 from train.errors import ConfigError, DataError, DivergedError, InterruptedRun, RunError
 from train.folder import RunFolder
+from train.losses import draw_times, score_matching_loss
 from train.module import ScoreModule, cosine_with_warmup
 from train.networks import NetworkOptions, TransformerScore
 from train.run import main, train
@@ -231,6 +234,48 @@ def test_resuming_keeps_the_best_that_there_was(tmp_path: Path) -> None:
     assert later.name > earlier.name  # by the epoch
     assert earlier.read_bytes() == content
     assert {path.name for path in later.parent.iterdir()} == {earlier.name, later.name, "last.ckpt"}
+
+
+def test_validation_may_be_rare_and_the_best_is_of_an_epoch_that_had_one(tmp_path: Path) -> None:
+    options = [*TINY, "score_model.lr_max=1e-2", f"log_dir={tmp_path}", "run_id=rare"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Lightning's, of a loss that it misses
+        first = train([*options, "trainer.max_epochs=6", "trainer.check_val_every_n_epoch=4"])
+    assert first.name.startswith("epoch=003-")
+    assert load(first.with_name("last.ckpt"))["epoch"] == 5
+    assert len(column(tmp_path / "rare", "train/loss")) == 6
+    validation = column(tmp_path / "rare", "val/loss")
+    assert len(validation) == 1
+    assert first.name == f"epoch=003-val_loss={validation[0]:.3e}.ckpt"
+    every = train([*options, "trainer.max_epochs=9", "trainer.check_val_every_n_epoch=1", "resume=true"])
+    assert len(column(tmp_path / "rare", "val/loss")) == 4
+    assert {path.name for path in every.parent.iterdir()} == {first.name, every.name, "last.ckpt"}
+
+
+def test_energy_weighting_is_what_is_learned_and_validated_by(tmp_path: Path) -> None:
+    # Oracle: the validation loss of the finished network, taken by hand.
+    options = ["score_model.energy_weighting=2.0", "ema=null", "trainer.max_epochs=1", f"log_dir={tmp_path}"]
+    checkpoint = load(train([*TINY, *options, "run_id=weighted"]))
+    network = TransformerScore(NetworkOptions(N, 1, D, 2, 1, FF, 0.0))
+    network.load_state_dict(checkpoint["state_dict"])
+    series = Synthetic(kind="synthetic", max_len=N, num_samples=96).read()
+    tokens = tokens_from_series(series, fourier_transform=True, standardize=True)
+    weight = torch.from_numpy(tokens.std**2 / (tokens.std**2).mean())
+    losses = dict.fromkeys((True, False), 0.0)
+    for index, (clean,) in enumerate(validation_batches(tokens, 32)):
+        generator = torch.Generator().manual_seed(index)
+        t, noise = draw_times(len(clean), generator), torch.randn(clean.shape, generator=generator)
+        for is_weighted in losses:
+            loss = score_matching_loss(
+                network, clean, t=t, noise=noise, process=VP(), noise_shape=torch.from_numpy(tokens.noise_shape),
+                token_weight=weight if is_weighted else None,
+            )  # fmt: skip
+            losses[is_weighted] += loss.item() * len(clean) / len(tokens.test)
+    found = column(tmp_path / "weighted", "val/loss")[0]
+    assert found == pytest.approx(losses[True], rel=1e-5)
+    assert abs(found / losses[False] - 1) > 1e-3
+    assert OmegaConf.load(tmp_path / "weighted" / "train_config.yaml").score_model.energy_weighting == 2.0
+    assert train(["run_id=weighted", f"log_dir={tmp_path}", "resume=true", "trainer.max_epochs=2"]).is_file()
 
 
 def test_the_best_has_lightnings_name_in_a_checkpoint(best: Path) -> None:

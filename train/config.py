@@ -70,11 +70,17 @@ class _ScoreModelOptions:
     num_layers: int
     lr_max: float
     likelihood_weighting: bool
+    energy_weighting: float = 0.0  # runs from before this key were trained so
 
     def __post_init__(self) -> None:
         self.network(1, 1)  # refuses impossible shapes before any data is read
         if not 0 < self.lr_max < float("inf"):
             raise ValueError(f"lr_max must be a positive number, found {self.lr_max}; the usual value is 0.001")
+        if not 0 <= self.energy_weighting <= 2:
+            raise ValueError(
+                f"energy_weighting must lie in [0, 2], found {self.energy_weighting}; 0 is the published loss, 0.5 "
+                "learns first what has energy"
+            )
 
     def network(self, num_tokens: int, num_channels: int) -> NetworkOptions:
         """The network for data of this shape."""
@@ -132,12 +138,18 @@ class TrainerOptions:
     gradient_clip_val: float | None
     accelerator: str
     precision: str = "32-true"  # runs from before this key were trained so
+    check_val_every_n_epoch: int = 1  # the same
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}; choose one")
         if self.max_epochs < 1:
             raise ValueError(f"max_epochs must be at least 1, found {self.max_epochs}; choose a larger number")
+        if not 1 <= self.check_val_every_n_epoch <= self.max_epochs:
+            raise ValueError(
+                f"check_val_every_n_epoch must lie in 1 .. max_epochs ({self.max_epochs}), found "
+                f"{self.check_val_every_n_epoch}; else no checkpoint would be the best"
+            )
         if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
             raise ValueError(
                 f"gradient_clip_val must be positive, or null for no clipping, found {self.gradient_clip_val}; "

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -68,6 +68,11 @@ class BestCheckpoint(ModelCheckpoint):  # type: ignore[misc]  # mypy takes Light
         """Lightning's own, under which checkpoints of older versions have it."""
         return str(super().state_key).replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the validation loss of an epoch that has one."""
+        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0:
+            super().on_train_epoch_end(trainer, pl_module)
+
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if Path(filepath).name not in self.earlier:
             super()._remove_checkpoint(trainer, filepath)
@@ -93,6 +98,7 @@ def trainer_from_options(options: TrainOptions, folder: RunFolder) -> Trainer:
                 accelerator=options.trainer.accelerator,
                 devices=1,
                 max_epochs=options.trainer.max_epochs,
+                check_val_every_n_epoch=options.trainer.check_val_every_n_epoch,
                 gradient_clip_val=options.trainer.gradient_clip_val,
                 precision=options.trainer.precision,
                 logger=_loggers(options.run.logger, folder),

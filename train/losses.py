@@ -36,11 +36,13 @@ def score_matching_loss(
     process: Process,
     noise_shape: Tensor,
     weighting: Weighting = Weighting.INVERSE_TRACE,
+    token_weight: Tensor | None = None,
 ) -> Tensor:
     """The loss of a score network on clean tokens [B, N, C] at times [B] under standard noise [B, N, C].
 
-    `noise_shape` is G [N]. The mean over tokens and channels and samples; both weightings make it independent
-    of the size of sigma. At t = EPS the target reaches 1 / (sigma G), some hundreds, so keep float32.
+    `noise_shape` is G [N]. The mean over tokens and channels and samples, weighted by `token_weight` [N, C] where
+    there is one (`energy_weights`); both weightings make it independent of the size of sigma. At t = EPS the target
+    reaches 1 / (sigma G), some hundreds, so keep float32.
     """
     alpha = process.alpha(t)[:, None, None]
     std = process.sigma(t)[:, None] * noise_shape  # [B, N]
@@ -49,5 +51,18 @@ def score_matching_loss(
     variance = std**2
     if weighting is Weighting.INVERSE_TRACE:
         variance = 1.0 / (1.0 / variance).sum(dim=1, keepdim=True)  # [B, 1]
-    loss: Tensor = (variance[..., None] * error**2).mean()
+    weighted = variance[..., None] * error**2
+    loss: Tensor = (weighted if token_weight is None else weighted * token_weight).mean()
     return loss
+
+
+def energy_weights(std: Tensor, power: float) -> Tensor:
+    """Token weights [N, C] proportional to `std`^power, with mean 1; `std` [N, C] is that of the clean tokens.
+
+    Standardised tokens all count alike, though most have next to no energy in the series; by a power of 1/2 a briefly
+    trained network first learns what is seen. A constant token (std 0) counts as the one that varies least: of it,
+    too, the score must be known.
+    """
+    varying = std > 0
+    weights: Tensor = torch.where(varying, std, std[varying].min()) ** power
+    return weights / weights.mean()

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from train.checkpoint import KEY, ModelFacts
 from train.errors import DivergedError
-from train.losses import Weighting, draw_times, score_matching_loss
+from train.losses import Weighting, draw_times, energy_weights, score_matching_loss
 from train.networks import network_from_options
 
 PREFIX = "network."  # what Lightning puts before the names in a state dict, and a checkpoint does not hold
@@ -32,6 +32,7 @@ class Optimisation:
     lr_max: float = 1e-3
     warmup: float = 0.1  # share of the steps
     weighting: Weighting = Weighting.INVERSE_TRACE
+    energy_weighting: float = 0.0  # power of the tokens' std by which their errors count
 
 
 def cosine_with_warmup(num_steps: int, warmup: float) -> Callable[[int], float]:
@@ -51,6 +52,7 @@ class ScoreModule(LightningModule):  # type: ignore[misc]  # mypy takes Lightnin
     """Fits a network to the score of noisy tokens."""
 
     noise_shape: Tensor
+    token_weight: Tensor | None
 
     def __init__(self, facts: ModelFacts, optimisation: Optimisation, noise_shape: Tensor, seed: int) -> None:
         super().__init__()
@@ -59,6 +61,9 @@ class ScoreModule(LightningModule):  # type: ignore[misc]  # mypy takes Lightnin
         self.seed = seed
         self.network = network_from_options(facts.network)
         self.register_buffer("noise_shape", noise_shape, persistent=False)  # G [N]: known from the domain
+        power = optimisation.energy_weighting
+        weight = energy_weights(facts.feature_std, power) if power else None
+        self.register_buffer("token_weight", weight, persistent=False)
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own random stream, for times, noise and dropout."""
@@ -93,6 +98,7 @@ class ScoreModule(LightningModule):  # type: ignore[misc]  # mypy takes Lightnin
             process=self.facts.process,
             noise_shape=self.noise_shape,
             weighting=self.optimisation.weighting,
+            token_weight=self.token_weight,
         )
 
     def _require_finite(self, loss: Tensor) -> None:

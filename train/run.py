@@ -136,6 +136,7 @@ def _module(options: TrainOptions, tokens: Tokens, facts: ModelFacts) -> ScoreMo
         num_steps=steps_per_epoch * options.trainer.max_epochs,
         lr_max=options.score_model.lr_max,
         weighting=options.score_model.weighting,
+        energy_weighting=options.score_model.energy_weighting,
     )
     torch.manual_seed(options.run.random_seed)  # the initial weights
     return ScoreModule(facts, optimisation, torch.from_numpy(tokens.noise_shape), options.run.random_seed)
