@@ -114,12 +114,10 @@ def test_token_weights_multiply_each_tokens_error(weighting: Weighting) -> None:
     process, network = VP(), GaussianScore(VP(), 0.7)
 
     def loss(token_weight: Tensor | None) -> float:
-        return float(
-            score_matching_loss(
-                network, clean, t=times, noise=noise, process=process, noise_shape=SHAPE, weighting=weighting,
-                token_weight=token_weight,
-            )
-        )  # fmt: skip
+        return score_matching_loss(
+            network, clean, t=times, noise=noise, process=process, noise_shape=SHAPE, weighting=weighting,
+            token_weight=token_weight,
+        ).item()  # fmt: skip
 
     alone = [loss(one) for one in torch.eye(N * C, dtype=torch.float64).reshape(-1, N, C)]
     weight = torch.rand(N, C, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
