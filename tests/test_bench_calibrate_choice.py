@@ -156,7 +156,7 @@ def test_a_search_without_a_plan_ends_with_many_refreshes_where_they_are_as_good
     with pytest.raises(SystemExit) as stop:
         main(words.split())
     assert stop.value.code == 0
-    assert "a larger --minutes may find a plan of fewer passes" in capfd.readouterr().err
+    assert "a larger --minutes may find a better plan" in capfd.readouterr().err
     plan = read_plan(folder / PLAN_FILE)
     told = plan.measured
     assert 15 <= len(plan.refreshes) == told["passes"] <= 20  # of twenty some fall on one step of sixty

@@ -80,7 +80,7 @@ def calibrate(
             print(json.dumps({"plan": None, "measured": found}))
         raise typer.Exit(1)
     if last is not None:
-        say(f"the time was up after {tried}: a larger --minutes may find a plan of fewer passes")
+        say(f"the time was up after {tried}: a larger --minutes may find a better plan")
     previous = keep_previous(path)
     plan.write(path)
     _say_kept(path, previous)
