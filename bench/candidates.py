@@ -46,11 +46,9 @@ BAR = Candidate(0.1, "power 2", Reuse.RESIDUAL_LINEAR)  # with many refreshes it
 
 
 def first_candidates(*, can_fit: bool) -> list[Candidate]:
-    """What a search begins with."""
-    found = [Candidate(*choice) for choice in product(_ALPHAS, SPACINGS, _MODES)]
-    if can_fit:
-        found += [Candidate(*choice) for choice in product(_ALPHAS, _FITTED_SPACINGS, [Reuse.RESIDUAL_FITTED])]
-    return found
+    """What a search begins with; first what is fitted, since it is usually best and the time may be up."""
+    fitted = product(_ALPHAS, _FITTED_SPACINGS, [Reuse.RESIDUAL_FITTED]) if can_fit else ()
+    return [Candidate(*choice) for choice in (*fitted, *product(_ALPHAS, SPACINGS, _MODES))]
 
 
 def counts_up_to(most: int) -> list[int]:

@@ -9,7 +9,8 @@ and autocorrelations are off: a plan that asks the network too early draws serie
 distance, made of what has energy, does not see it.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from runtime.fourier import dft
 from runtime.sampler import Samples
 
 _NUM_DIRECTIONS = 256
+_NUM_GROUPS = 8  # of samples, for a standard error; as many as the fewest uncached ones
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ class Score:
             excess((self.spectral, self.autocorrelation), (bar.spectral, bar.autocorrelation)),
         )
 
+    def raised(self, squares: tuple[float, float], other: "Score", than: "Score") -> "Score":
+        """This, further away by these squared distances (time, frequency), and by what else `other` is worse `than`."""
+        return replace(
+            self,
+            time=math.sqrt(self.time**2 + squares[0]),
+            frequency=math.sqrt(self.frequency**2 + squares[1]),
+            spectral=self.spectral + max(0.0, other.spectral - than.spectral),
+            autocorrelation=self.autocorrelation + max(0.0, other.autocorrelation - than.autocorrelation),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
@@ -78,16 +90,43 @@ class Judges:
         The sampler says which of them diverged: a finite one may have left the data too.
         """
         series, num_diverged = drawn.series, drawn.stats.num_diverged
-        kept = series[np.isfinite(series).all(axis=(1, 2))].astype(np.float64)
+        kept = series[_are_finite(series)].astype(np.float64)
         if len(kept) < 2:
             return Score(np.inf, np.inf, num_diverged, len(series), np.inf, np.inf)
         real = self.reference.series.astype(np.float64)
+        others = spectral_distance(kept, real), autocorrelation_distance(kept, real)
+        plain = (float(np.nan_to_num(one)) for one in others)
+        return Score(*self._distances(kept), num_diverged, len(series), *plain)
+
+    def surely_further(self, series: Series, other: Series) -> tuple[float, float]:
+        """How much further `series` are than `other` ones of the same noise: squared distances (time, frequency).
+
+        Squares, since what a small number of samples adds to a distance is then nearly the same of both; two standard
+        errors less than what was found (jackknife over groups), and never below 0.
+        """
+        kept = _are_finite(series) & _are_finite(other)
+        if np.count_nonzero(kept) < _NUM_GROUPS:
+            return 0.0, 0.0
+        both = [one[kept].astype(np.float64) for one in (series, other)]
+        group = np.arange(len(both[0])) % _NUM_GROUPS
+
+        def difference(of: NDArray[np.bool_]) -> NDArray[np.float64]:
+            first, second = (np.square(self._distances(one[of])) for one in both)
+            return np.asarray(first - second)
+
+        found = difference(group >= 0)
+        without = np.stack([difference(group != one) for one in range(_NUM_GROUPS)])
+        error = np.sqrt((_NUM_GROUPS - 1) * without.var(axis=0))
+        in_time, in_frequency = np.maximum(found - 2.0 * error, 0.0)
+        return float(in_time), float(in_frequency)
+
+    def _distances(self, series: NDArray[np.float64]) -> tuple[float, float]:
+        real = self.reference.series.astype(np.float64)
         in_time, in_frequency = (
             mean_of_roots(sliced_distances(a.reshape(len(a), -1), b.reshape(len(b), -1), self.directions))
-            for a, b in ((kept, real), (dft(kept), dft(real)))
+            for a, b in ((series, real), (dft(series), dft(real)))
         )
-        others = spectral_distance(kept, real), autocorrelation_distance(kept, real)
-        return Score(in_time, in_frequency, num_diverged, len(series), *(float(np.nan_to_num(one)) for one in others))
+        return in_time, in_frequency
 
 
 def real_judges(path: Path, seed: int) -> Judges:
@@ -99,7 +138,7 @@ def real_judges(path: Path, seed: int) -> Judges:
 
 def own_judges(series: Series, seed: int) -> Judges:
     """Series that the model drew itself, those of them that are finite."""
-    finite = series[np.isfinite(series).all(axis=(1, 2))]
+    finite = series[_are_finite(series)]
     require_finite(len(finite), len(series))
     return _judges(reference_from_series(finite), "the model's own series", seed)
 
@@ -107,6 +146,10 @@ def own_judges(series: Series, seed: int) -> Judges:
 def require_finite(count: int, total: int) -> None:
     """Refuse a model that draws next to nothing but NaN: nothing could be told from that."""
     require(count >= 4, "the model draws series that are not finite", f"{total - count} of {total}", "train longer")
+
+
+def _are_finite(series: Series) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(series).all(axis=(1, 2)))
 
 
 def _judges(reference: Reference, name: str, seed: int) -> Judges:
