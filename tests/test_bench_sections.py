@@ -46,6 +46,9 @@ def test_what_few_steps_take_to_be_as_good_is_said_where_it_was_found(tmp_path: 
     assert "| 901x | 333x, 9 passes |  | 4 |" in summary
     assert "| 901x | none found |  | 4 |" in summary
     assert "| 901x | 333x, 9 passes | 111x, 1 pass | 4 |" in summary
+    whole = replace(BENCH, options=BENCH.options | {"quick": False})
+    _, summary = report(tmp_path / "whole", whole, BENCH)
+    assert "| 901x | none found | none found | 4 |" in summary  # a quick one does not look for the second
 
 
 def test_a_grid_is_a_matrix_and_the_smaller_distance_is_shaded_more(tmp_path: Path) -> None:
