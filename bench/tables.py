@@ -87,7 +87,7 @@ def data_sets(records: Sequence[Record]) -> Table:
         ("faster", "E2-CRF over the first row of its table, which is PyTorch where it took part"),
         ("faster, fewer steps", "the honest rival: as many passes and nothing reused"),
         ("few steps as good", "what the same takes to be as near to real series, where that was found"),
-        ("as good, same prior phase", "what it takes in the prior phase of E2-CRF, which a quick bench does not look for"),
+        ("as good, same prior phase", "what it takes in the prior phase of E2-CRF; a quick bench does not look"),
         ("passes", "what a sample of E2-CRF asks of the network, in whole passes; uncached it is one for each step"),
     ]
     fields = {domain: (f"sw_{domain}", f"sw_{domain}_low", f"sw_{domain}_high") for domain in ("time", "frequency")}
