@@ -73,13 +73,18 @@ def as_good(ways: Ways, priors: Sequence[float], bar: Bar) -> Contender | None:
     With more passes than these the best few ways are followed, each in its prior phase and those beside it.
     """
     least = round(_passes_of(ways[0][1]))
-    for passes in _counts_from(least, min(bar.most_passes, max(4 * least, _LEAST_SEARCH))):
+    for passes in _counts_from(least, most_tried(least, bar.most_passes)):
         if passes > least:
             ways = _ranked(_with_passes(one, passes, priors, bar.miss) for _, one in ways[:_GO_ON])
         for found, one in ways:
             if found <= 1 + bar.within + _UNSURE and bar.whole(one) <= 1 + bar.within:
                 return replace(one, way=Way.FEWER_AS_GOOD)
     return None
+
+
+def most_tried(least: int, most: int) -> int:
+    """Up to how many passes a rival is looked for that is as good as a cache of `least`, if `most` are allowed."""
+    return min(most, max(4 * least, _LEAST_SEARCH))
 
 
 def _with_passes(few: Contender, passes: int, priors: Sequence[float], miss: Miss) -> tuple[float, Contender]:

@@ -24,7 +24,8 @@ from rich.text import Text
 
 from bench.compare import Comparison
 from bench.contenders import Progress as Tell
-from bench.contenders import Way
+from bench.contenders import Way, whole_passes
+from bench.few_steps import most_tried
 from bench.records import Kind, Record, Row, write_whole
 from bench.steps import told
 from runtime.output import write_samples
@@ -240,7 +241,7 @@ def verdicts_of(record: Record) -> list[str]:
             "batch shows: their quality is that of the row they repeat."
         )
     if record.kind == Kind.BENCH and rivals and not any(rival.endswith(Way.FEWER_AS_GOOD) for rival in rivals):
-        notes.append("The best ways of taking few steps were not as good at up to four times the passes, or eight.")
+        notes.append(f"The best ways of taking few steps were not as good{_at_up_to(record)}.")
     load, cores = record.machine.load_average, record.machine.num_usable_cores
     if load is not None and load > _BUSY * cores:
         notes.append(f"As it began the load of the last minute was {load:g} on {cores} cores: what ran before it, or "
@@ -251,6 +252,13 @@ def verdicts_of(record: Record) -> list[str]:
         listed = ", ".join(f"{row.num_left_out} of {row.rival}" for row in left_out)
         notes.append(f"Not finite, so in no distance: {listed}.")
     return [*notes, *record.notes]
+
+
+def _at_up_to(record: Record) -> str:
+    """How many passes of few steps were tried, where a record tells."""
+    most = record.options.get("most_passes")
+    cached = next((row.passes for row in record.rows if row.rival.endswith(Way.CACHED)), None)
+    return "" if most is None or cached is None else f" at up to {most_tried(whole_passes(cached), most)} passes"
 
 
 def at(facts: Any, *path: str) -> Any:

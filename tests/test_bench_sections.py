@@ -51,6 +51,18 @@ def test_what_few_steps_take_to_be_as_good_is_said_where_it_was_found(tmp_path: 
     assert "| 901x | none found | none found | 4 |" in summary  # a quick one does not look for the second
 
 
+@pytest.mark.parametrize(
+    ("passes", "most", "told"), [(4.0, 32, "16 passes"), (1.0, 32, "8 passes"), (10.0, 32, "32 "), (2.0, 2, "2 ")]
+)
+def test_how_far_few_steps_of_equal_quality_were_looked_for_is_said(
+    tmp_path: Path, passes: float, most: int, told: str
+) -> None:
+    """Four times the passes of the cache or eight, and no more than were allowed."""
+    rows = (*ROWS[:2], replace(ROWS[2], passes=passes), *ROWS[3:])
+    _, summary = report(tmp_path, replace(BENCH, rows=rows, options=BENCH.options | {"most_passes": most}))
+    assert f"The best ways of taking few steps were not as good at up to {told}" in summary
+
+
 def test_a_grid_is_a_matrix_and_the_smaller_distance_is_shaded_more(tmp_path: Path) -> None:
     sw = matrices(GRID)["SW time"]
     assert [title for title, _ in sw.titles] == ["K", "R 5", "R 50"]
@@ -124,7 +136,7 @@ def test_records_of_any_kind_have_a_table_and_details(tmp_path: Path) -> None:
         told = markdown_of(record)
         assert told.startswith("| " + " | ".join(COLUMNS) + " |")
         assert ("Caching changes SW" in told) == (record.loss_time is not None)
-        assert ("not as good at up to" in told) == (record.kind == Kind.BENCH)
+        assert ("steps were not as good" in told) == (record.kind == Kind.BENCH)
     assert [column.title for column in details_of((Row("a", p99_ms_per_sample=1.0),))] == ["rival", "p99 ms"]
     assert details_of((Row("a"),)) == ()
     assert cells_of(Row("a", steps=100))[2] == ""  # not timed, so not scaled either
