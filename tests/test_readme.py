@@ -145,7 +145,13 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (ECG, lambda found: as_good(found)),
     (ECG, lambda found: f"The plan is {ahead_of_as_good(found):.1f}x as fast as that"),
     (ECG, lambda found: f"comes closest at its cost, {per_cent(further(found, Way.INTERVAL))} further from the data"),
-    (ECG, lambda found: f"the quality of {number(row(found, Way.FEWER_AS_GOOD).passes)} passes at the cost of two"),
+    (
+        ECG,
+        lambda found: (
+            f"the quality of {number(row(found, Way.FEWER_AS_GOOD).passes)} passes "
+            f"at the cost of {number(row(found, Way.CACHED).passes)}"
+        ),
+    ),
     (ECG, lambda found: f"PyTorch under the plan is {times(twin(found, f'pytorch, {Way.CACHED}').speedup)}"),
     (
         ECG_64,
