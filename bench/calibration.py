@@ -88,8 +88,8 @@ def sizes_for(minutes: float, steps: int, pass_seconds: float) -> Sizes:
 
 
 @dataclass(frozen=True)
-class _Bar:
-    """Many refreshes, on the noise that candidates are tried on."""
+class _Scored:
+    """Samples and what they are worth."""
 
     drawn: Samples
     score: Score
@@ -141,38 +141,38 @@ class Calibration:
         planner.price_low_steps()
         sizes = sizes_for(options.minutes, self.steps, self.per_pass)
         self.judges = self._judges(sizes.check)  # first, since a file that cannot be read should not cost minutes
-        score, on_its_noise = self.judges.score, options.seed + _EVERY_STEP_SEED
-        uncached_drawn = self._draw("uncached trajectories", sizes.uncached, None, seed=on_its_noise)
-        uncached = score(uncached_drawn)
-        dense, planner.drift = self._dense(sizes.uncached, on_its_noise)
-        bar_plan = planner.plan(BAR, _BAR_REFRESHES)
-        bar_there = self._draw("the bar on the noise of uncached", sizes.uncached, bar_plan, seed=on_its_noise)
+        scored, on_its_noise = self._scored, options.seed + _EVERY_STEP_SEED
+        uncached = scored(self._draw("uncached trajectories", sizes.uncached, None, seed=on_its_noise))
+        dense_drawn, planner.drift = self._dense(sizes.uncached, on_its_noise)
+        dense, bar_plan = scored(dense_drawn), planner.plan(BAR, _BAR_REFRESHES)
+        bar_there = scored(self._draw("the bar on the noise of uncached", sizes.uncached, bar_plan, seed=on_its_noise))
         guarded_bar, drawn = with_guard(bar_plan, lambda cache: self._draw("the bar", sizes.final, cache))
         few = self._draw("the bar", sizes.search, bar_plan)
-        bars = {sizes.search: _Bar(few, score(few)), sizes.final: _Bar(drawn, score(drawn))}
+        bars = {sizes.search: scored(few), sizes.final: scored(drawn)}
         begun = time.perf_counter()
-        held_out_bar = score(self._draw("the bar on held-out noise", sizes.check, bar_plan, held_out=True))
+        held_out_bar = self.judges.score(self._draw("the bar on held-out noise", sizes.check, bar_plan, held_out=True))
         took = time.perf_counter() - begun
         self.overhead = max(0.0, took / sizes.check - len(bar_plan.refreshes) * self.per_pass)
         for n, told in (*((n, bar.score) for n, bar in bars.items()), (sizes.check, held_out_bar)):
             require_finite(n if np.isfinite(told.time) else 0, n)
         if not planner.schedule.is_multistep:
             planner.teacher = self._teacher(sizes.teacher)
-        found = self._search(sizes, bars, held_out_bar, uncached)
+        found = self._search(sizes, bars, held_out_bar, uncached.score)
         plan, _ = with_guard(found.plan, lambda cache: self._draw("the guard", sizes.final, cache))
-        there = self._draw("the plan", sizes.uncached, plan, seed=on_its_noise)
-        every_step = min(uncached_drawn, dense, key=lambda drawn: score(drawn).time)
-        plan_there, bar_there_score, every_step_score = score(there), score(bar_there), score(every_step)
-        further = self.judges.surely_further(every_step.series, bar_there.series)
-        as_every_step = held_out_bar.raised(further, every_step_score, than=bar_there_score)
+        there = scored(self._draw("the plan", sizes.uncached, plan, seed=on_its_noise))
+        every_step = min(uncached, dense, key=lambda one: one.score.time)
+        further = self.judges.surely_further(every_step.drawn.series, bar_there.drawn.series)
+        as_every_step = held_out_bar.raised(further, every_step.score, than=bar_there.score)
         budget, held_against = options.budget, None
-        if found.score.within(held_out_bar, uncached, budget):
+        if found.score.within(held_out_bar, uncached.score, budget):
             held_against = _MANY
-        elif found.score.over(as_every_step) <= budget and not plan_there.diverges_more(uncached):
+        elif found.score.over(as_every_step) <= budget and not there.score.diverges_more(uncached.score):
             held_against = _EVERY_STEP
-        elif options.most_refreshes >= _BAR_REFRESHES and bar_there_score.within(every_step_score, uncached, budget):
+        elif options.most_refreshes >= _BAR_REFRESHES and bar_there.score.within(
+            every_step.score, uncached.score, budget
+        ):
             held_against = _EVERY_STEP
-            plan, there, plan_there = guarded_bar, bar_there, bar_there_score
+            plan, there = guarded_bar, bar_there
             found = replace(found, score=held_out_bar, tried=[*found.tried, _told(bar_plan, 0.0, 0.0)])
         measured = {
             "budget": budget,
@@ -187,15 +187,15 @@ class Calibration:
                 "check": sizes.check,
             },
             "judges": self.judges.name,
-            "uncached": uncached.to_dict(),
-            "dense": score(dense).to_dict(),
-            "bar_on_noise_of_uncached": bar_there_score.to_dict(),
-            "plan_on_noise_of_uncached": plan_there.to_dict(),
+            "uncached": uncached.score.to_dict(),
+            "dense": dense.score.to_dict(),
+            "bar_on_noise_of_uncached": bar_there.score.to_dict(),
+            "plan_on_noise_of_uncached": there.score.to_dict(),
             "bar_held_out": held_out_bar.to_dict(),
             "plan_held_out": found.score.to_dict(),
             "over_bar_held_out": found.score.over(held_out_bar),
-            "paired_bar_to_dense": paired_error(bar_there.series, dense.series, self.judges.reference),
-            "paired_plan_to_dense": paired_error(there.series, dense.series, self.judges.reference),
+            "paired_bar_to_dense": paired_error(bar_there.drawn.series, dense.drawn.series, self.judges.reference),
+            "paired_plan_to_dense": paired_error(there.drawn.series, dense.drawn.series, self.judges.reference),
             "drift": _coarse(planner.drift),
             "tried": found.tried,
             "time_was_up_after_refreshes": found.time_was_up_after,
@@ -228,7 +228,7 @@ class Calibration:
         self._draw("trajectories to fit to", n, many, seed=teacher.seed, also=teacher.watch)
         return teacher
 
-    def _search(self, sizes: Sizes, bars: dict[int, _Bar], held_out_bar: Score, uncached: Score) -> _Found:
+    def _search(self, sizes: Sizes, bars: dict[int, _Scored], held_out_bar: Score, uncached: Score) -> _Found:
         """The plan with the fewest refreshes that passes the check, else the best one that was tried.
 
         Of every number of refreshes that is begun at least one plan is checked, also when the time is up.
@@ -281,7 +281,7 @@ class Calibration:
         self._was_cut |= is_up
         return is_up
 
-    def _again(self, finalists: Sequence[_Entry], count: int, sizes: Sizes, bar: _Bar) -> list[_Entry]:
+    def _again(self, finalists: Sequence[_Entry], count: int, sizes: Sizes, bar: _Scored) -> list[_Entry]:
         """The same on more samples, as many of them as there is the time for."""
         again = list[_Entry]()
         for entry in finalists:
@@ -291,7 +291,7 @@ class Calibration:
             again.append(self._entry(entry.candidate, entry.plan, drawn, bar))
         return again
 
-    def _tried(self, candidates: Sequence[Candidate], count: int, sizes: Sizes, bar: _Bar) -> list[_Entry]:
+    def _tried(self, candidates: Sequence[Candidate], count: int, sizes: Sizes, bar: _Scored) -> list[_Entry]:
         """The candidates with so many refreshes; those that come to the same plan once.
 
         When the time is up they are as many as were tried, at least one.
@@ -310,7 +310,10 @@ class Calibration:
             entries.append(self._entry(candidate, plan, drawn, bar))
         return entries
 
-    def _entry(self, candidate: Candidate, plan: Plan, drawn: Samples, bar: _Bar) -> _Entry:
+    def _scored(self, drawn: Samples) -> _Scored:
+        return _Scored(drawn, self.judges.score(drawn))
+
+    def _entry(self, candidate: Candidate, plan: Plan, drawn: Samples, bar: _Scored) -> _Entry:
         apart = paired_error(drawn.series, bar.drawn.series, self.judges.reference)
         return _Entry(self.judges.score(drawn).over(bar.score), apart, candidate, plan)
 

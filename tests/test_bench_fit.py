@@ -281,20 +281,29 @@ def without_fit(model: Model, monkeypatch: pytest.MonkeyPatch, **options: Any) -
         return calibration(model, **options).run()
 
 
-@pytest.mark.parametrize(("budget", "calls"), [(0.01, 2), (0.02, 2), (0.05, 1)])
-def test_a_fit_needs_fewer_refreshes_or_comes_nearer_to_every_step(
-    correlated: Model, monkeypatch: pytest.MonkeyPatch, budget: float, calls: int
-) -> None:
-    """Measured: one call, without a fit two where the budget is tight. (Below 1 % it is chance which plan passes.)"""
-    fitted = calibration(correlated, budget=budget).run()
-    plain = without_fit(correlated, monkeypatch, budget=budget)
+def with_and_without_fit(model: Model, monkeypatch: pytest.MonkeyPatch, budget: float) -> tuple[Plan, Plan]:
+    fitted, plain = calibration(model, budget=budget).run(), without_fit(model, monkeypatch, budget=budget)
     assert fitted.measured["met"]
     assert plain.measured["met"]
     assert (fitted.reuse, len(fitted.fit)) == (Reuse.RESIDUAL_FITTED, len(fitted.refreshes))
     assert plain.fit == ()
-    assert (fitted.measured["passes"], plain.measured["passes"]) == (1, calls)
-    if calls == 1:
-        assert fitted.measured["paired_plan_to_dense"] < 0.5 * plain.measured["paired_plan_to_dense"]
+    return fitted, plain
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.02])
+def test_a_fit_needs_fewer_refreshes(correlated: Model, monkeypatch: pytest.MonkeyPatch, budget: float) -> None:
+    """Measured: one call for two. (Below a budget of 1 % it is chance which of the plans passes.)"""
+    fitted, plain = with_and_without_fit(correlated, monkeypatch, budget)
+    assert fitted.measured["passes"] < plain.measured["passes"]
+
+
+def test_with_as_many_refreshes_a_fit_comes_nearer_to_every_step(
+    correlated: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured: 0.056 for 0.139 data std, with a call each."""
+    fitted, plain = with_and_without_fit(correlated, monkeypatch, budget=0.05)
+    assert fitted.measured["passes"] == plain.measured["passes"]
+    assert fitted.measured["paired_plan_to_dense"] < 0.5 * plain.measured["paired_plan_to_dense"]
 
 
 def test_a_solver_that_looks_back_is_calibrated_without_a_fit(
