@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.contenders import (
+    ROUGHLY,
     Contender,
     Progress,
     Way,
@@ -45,7 +46,7 @@ from bench.curves import (
     series_curves,
     spectrum_curves,
 )
-from bench.few_steps import Bar, as_good, best_of_each, each_way
+from bench.few_steps import Bar, Look, as_good, best_of_each, each_way, looked_at
 from bench.forms import Form
 from bench.gate import failures_of
 from bench.latency import RaceOptions, Rival, Timing, race
@@ -103,6 +104,7 @@ class CompareOptions:
                 "leave it out for as many")  # fmt: skip
         require(self.num_samples >= 2, "num_samples must be at least 2", self.num_samples, "take 64 or more")
         require(self.num_search >= 2, "num_search must be at least 2", self.num_search, "128 is the default")
+        require(self.most_passes >= 1, "most_passes must be at least 1", self.most_passes, "32 is the default")
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "1 is the default")
         require(self.steps >= 2, "steps must be at least 2", self.steps, "1000 is the default")
         limit = self.max_sw_loss
@@ -237,14 +239,20 @@ class _Bench:
         series = series[: self.options.num_samples]
         return _Drawn(contender, series, row, judge(series, self.reference, self.options.quality))
 
+    def looks(self, target: Series) -> tuple[Look, ...]:
+        """How rivals of equal quality are judged: roughly on a few samples, as the table judges them on all."""
+        options, looks = self.options, list[Look]()
+        for n, unsure in looked_at(options.num_samples, options.num_search):
+            directions = ROUGHLY.num_directions if unsure else options.quality.num_directions
+            miss = miss_from(target[:n], self.reference, options.sampling_batch, self.progress, directions)
+            looks.append(Look(miss, unsure))
+        return tuple(looks)
+
     def rivals(self, cached: _Drawn, first: Contender, opened: ExitStack) -> Iterator[Contender]:
         """What a cache has to beat; their sessions are closed with `opened`."""
         options, passes = self.options, cached.drawn.stats.passes
-        of_search = cached.series[: min(options.num_search, options.num_samples)]
-        miss = miss_from(of_search, self.reference, options.sampling_batch, self.progress)
-        whole = miss_from(cached.series, self.reference, options.sampling_batch, self.progress,
-                          options.quality.num_directions)  # fmt: skip
-        bar = Bar(miss, whole, options.equal_within, options.most_passes)
+        looks = self.looks(cached.series)
+        bar, miss = Bar(looks, options.equal_within, options.most_passes), looks[0].miss
         priors, own = priors_of(cached.contender), [prior_of(cached.contender)]
         ways = each_way(cached.contender, whole_passes(passes), priors, miss)
         ranked = best_of_each(ways)

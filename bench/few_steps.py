@@ -2,12 +2,13 @@
 
     priors = priors_of(cached)
     ways = each_way(cached, passes, priors, miss)       # at as many passes, the best first
-    as_good(ways, priors, Bar(miss, whole))             # with as few more as it needs, or None
+    as_good(ways, priors, Bar((Look(miss, 0.15), Look(whole))))  # with as few more as it needs, or None
 
 Every solver is tried in every time grid and prior phase, since the phase of the cached one was calibrated for its cache
 and a rival may begin elsewhere. Which is best is judged by `contenders.miss_from`.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,20 +19,34 @@ from runtime.solvers import Solver, TimeGrid
 
 FEW_STEP_SOLVERS = tuple(product(Solver, TimeGrid))
 _GO_ON = 6  # of the ways at as many passes: so many are followed to more
-_UNSURE = 0.15  # what a rival may miss by more on the samples of the search, before all samples decide
+_SCATTER = 1.7  # over the root of the samples: by how much more a rival may miss on these and be as good on all
+_LARGER = 4  # so many times as many samples are not drawn before some in between have been looked at
 _LEAST_SEARCH = 8  # passes up to which a rival of equal quality is looked for, however few the cache takes
 
 Ways = list[tuple[float, Contender]]  # by how much each misses; the best is first
 
 
 @dataclass(frozen=True)
+class Look:
+    """By how much a rival misses on some of the samples."""
+
+    miss: Miss
+    unsure: float = 0.0  # it may miss by so much more and still be worth a look at more samples
+
+
+@dataclass(frozen=True)
 class Bar:
     """When few steps are as good as what is cached."""
 
-    miss: Miss  # on the samples of the search
-    whole: Miss  # on all of them, in as many directions as the table, which decides
+    looks: tuple[Look, ...]  # at ever more samples; the last, at all of them, decides
     within: float = 0.02  # they may miss by this share
     most_passes: int = 32  # they are looked for no further, nor beyond four times the cache's passes, or eight
+
+    def is_met(self, found: float, one: Contender) -> bool:
+        """Whether a rival that misses by `found` at the first look is as good at every other."""
+        first, *others = self.looks
+        most = 1 + self.within
+        return found <= most + first.unsure and all(look.miss(one) <= most + look.unsure for look in others)
 
 
 def fewer_steps(
@@ -75,11 +90,18 @@ def as_good(ways: Ways, priors: Sequence[float], bar: Bar) -> Contender | None:
     least = round(_passes_of(ways[0][1]))
     for passes in _counts_from(least, most_tried(least, bar.most_passes)):
         if passes > least:
-            ways = _ranked(_with_passes(one, passes, priors, bar.miss) for _, one in ways[:_GO_ON])
+            ways = _ranked(_with_passes(one, passes, priors, bar.looks[0].miss) for _, one in ways[:_GO_ON])
         for found, one in ways:
-            if found <= 1 + bar.within + _UNSURE and bar.whole(one) <= 1 + bar.within:
+            if bar.is_met(found, one):
                 return replace(one, way=Way.FEWER_AS_GOOD)
     return None
+
+
+def looked_at(num_samples: int, num_search: int) -> list[tuple[int, float]]:
+    """How many samples a rival is looked at on, one look after another, and what each look may be wrong by."""
+    first = min(num_search, num_samples)
+    between = [math.isqrt(first * num_samples)] if num_samples >= _LARGER * first else []
+    return [*((n, _SCATTER / math.sqrt(n)) for n in (first, *between)), (num_samples, 0.0)]
 
 
 def most_tried(least: int, most: int) -> int:

@@ -167,6 +167,9 @@ def _of(row: Row, cached: Row) -> str:
     return f" on {row.num_samples} samples" if row.num_samples != cached.num_samples else ""
 
 
+_REPEATED = ("--uncached", "--also")  # named once for every value
+
+
 def command_of(record: Record) -> str:
     """The command that repeats a record, with its settings spelled out; empty where they are not told."""
     options = record.options
@@ -176,7 +179,8 @@ def command_of(record: Record) -> str:
     common = {"-n": "num_samples", "--steps": "steps", "--solver": "solver", "--seed": "seed"}
     words: dict[str, tuple[str, dict[str, str]]] = {
         Kind.BENCH: ("e2crf bench", {**common, "--uncached": "uncached", "--num-uncached": "num_uncached",
-                                     "--num-search": "num_search", "--batch-size": "batch_size", "--part": "part",
+                                     "--num-search": "num_search", "--most-passes": "most_passes",
+                                     "--batch-size": "batch_size", "--part": "part",
                                      "--threads": "threads", "--max-sw-loss": "max_sw_loss"}),
         Kind.ABLATION: ("python -m bench.ablation", {**common, "--preset": "preset", "--reuse": "reuse",
                                                      "--alpha-prior": "alpha_prior", "--only": "only",
@@ -185,16 +189,17 @@ def command_of(record: Record) -> str:
                                              "--rounds": "rounds"}),
         Kind.PARETO: ("python -m bench.pareto", {"-n": "num_samples", "--steps": "steps", "--solver": "solvers",
                                                  "--uncached": "uncached", "--part": "part", "--minutes": "minutes",
-                                                 "--threads": "threads", "--seed": "seed"}),
+                                                 "--threads": "threads", "--seed": "seed", "--also": "also"}),
     }  # fmt: skip
     verb, flags = words[record.kind]
     given = {flag: options.get(name) for flag, name in flags.items()}
     if isinstance(race := options.get("race"), dict):
         given["--rounds"] = race.get("rounds")
         given["--limit-s"] = race.get("limit_s") if record.kind == Kind.BENCH else None
-    settings = [f"{flag} {_word(value)}" for flag, value in given.items() if value is not None]
-    if isinstance(also := options.get("also"), list):
-        settings += [f"--also {_word(name)}" for name in also]
+    settings = []
+    for flag, value in given.items():
+        each = value if isinstance(value, list) and flag in _REPEATED else [value]
+        settings += [f"{flag} {_word(one)}" for one in each if one is not None]
     settings += ["--quick"] if options.get("quick") is True else []
     return " ".join([verb, _word(named or "BUNDLE"), *settings])
 

@@ -8,7 +8,7 @@ from contending import PASSES, PRIORS, contender_of
 from tiny import make_bundle
 
 from bench.contenders import Contender, Miss, Way, prior_of, priors_of
-from bench.few_steps import FEW_STEP_SOLVERS, Bar, as_good, best_of_each, each_way, fewer_steps
+from bench.few_steps import FEW_STEP_SOLVERS, Bar, Look, as_good, best_of_each, each_way, fewer_steps, looked_at
 from runtime.cache.options import E2CRF
 from runtime.sampler import Model, load
 from runtime.solvers import Solver, TimeGrid
@@ -66,9 +66,9 @@ def test_few_steps_of_every_solver_choose_their_prior_phase(cached: Contender, l
         assert one.draw(2, 2).stats.passes == PASSES
 
 
-def alike(bar: Miss, whole: Miss | None = None) -> Bar:
+def alike(miss: Miss, whole: Miss | None = None) -> Bar:
     """A measure made up for the test, of all samples as of those of the search."""
-    return Bar(bar, whole or bar)
+    return Bar((Look(miss, 0.15), Look(whole or miss)))
 
 
 def passes_of(few: Contender) -> float:
@@ -138,6 +138,33 @@ def test_all_samples_decide_whether_a_rival_is_as_good(cached: Contender) -> Non
     ways = each_way(cached, PASSES, own, lambda rival: 1.18)
     assert as_good(ways, own, alike(lambda rival: 1.18, whole)) is None
     assert not asked
+
+
+def test_who_misses_by_too_much_at_one_look_is_not_looked_at_on_more_samples(cached: Contender) -> None:
+    """The second of three looks finds those of four passes 9.5 % off, which are sent on, those of five 10.5 %."""
+    asked = list[float]()
+
+    def between(rival: Contender) -> float:
+        return 1.115 if passes_of(rival) == PASSES else 1.125
+
+    def whole(rival: Contender) -> float:
+        asked.append(passes_of(rival))
+        return 1.03
+
+    ways = each_way(cached, PASSES, own := [prior_of(cached)], lambda rival: 1.0)
+    looks = (Look(lambda rival: 1.0, 0.15), Look(between, 0.1), Look(whole))
+    assert as_good(ways, own, Bar(looks, most_passes=PASSES + 1)) is None
+    assert asked == [PASSES] * len(ways)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "counts"), [(64, [64, 64]), (500, [128, 500]), (1000, [128, 357, 1000]), (8192, [128, 1024, 8192])]
+)
+def test_looks_are_at_ever_more_samples_and_ever_surer(num_samples: int, counts: list[int]) -> None:
+    looks = looked_at(num_samples, num_search=128)
+    assert [n for n, _ in looks] == counts
+    assert [unsure for _, unsure in looks[:-1]] == pytest.approx([1.7 / n**0.5 for n in counts[:-1]])
+    assert looks[-1][1] == 0.0
 
 
 def test_a_rival_within_the_slack_of_the_search_needs_no_more(cached: Contender) -> None:

@@ -113,14 +113,16 @@ def test_a_gate_that_failed_is_said_before_the_table(tmp_path: Path) -> None:
     [
         (BENCH, "e2crf bench waves -n 64 --steps 100 --solver ddim --seed 0 --batch-size 1 --part test --rounds 3"),
         (
-            replace(BENCH, options={"bundle": "waves", "uncached": "drawn.npz", "num_search": 32, "quick": True}),
-            "e2crf bench waves --uncached drawn.npz --num-search 32 --quick",
+            replace(
+                BENCH, options={"bundle": "waves", "uncached": ["a.npz", "b.npz"], "most_passes": 7, "quick": True}
+            ),
+            "e2crf bench waves --uncached a.npz --uncached b.npz --most-passes 7 --quick",
         ),
         (GRID, "python -m bench.grid waves-1 -K 0,3 -R 5,50"),
         (ABLATION, "python -m bench.ablation waves-1"),
         (
             replace(PARETO, options={"bundle": "my bundle", "also": ["half"], "race": {"rounds": 9, "limit_s": 0.3}}),
-            "python -m bench.pareto 'my bundle' --rounds 9 --also half",
+            "python -m bench.pareto 'my bundle' --also half --rounds 9",
         ),
         (replace(BENCH, options={"command": "make bench"}), "make bench"),
     ],

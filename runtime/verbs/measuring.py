@@ -106,6 +106,9 @@ def bench(
     solver: Annotated[str, typer.Option(help=f"One of {', '.join(Solver)}.")] = Solver.ANCESTRAL,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     num_search: Annotated[int, typer.Option(help="Series that rivals choose their best form by, at most.")] = 128,
+    most_passes: Annotated[
+        int, typer.Option(help="Up to which few steps as good are looked for, nor beyond 4 times the cache's, or 8.")
+    ] = 32,
     quick: Annotated[bool, typer.Option("--quick", help="Without what takes longest.")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads within one operator; default all.")] = None,
     max_sw_loss: Annotated[float | None, typer.Option(help="Fail if caching costs more than this share.")] = None,
@@ -150,6 +153,7 @@ def bench(
         uncached=tuple(uncached or ()),
         num_uncached=num_uncached,
         num_search=num_search,
+        most_passes=most_passes,
         quick=quick,
         threads=threads,
         batch_size=batch_size,
