@@ -124,7 +124,8 @@ def as_good(record: Record) -> str:
     )
 
 
-ECG, ECG_64, DISCHARGE_64 = "ecg-published-cpu", "ecg-published-batch64-cpu", "nasa-discharge-batch64-cpu"
+ECG, ECG_64 = "ecg-published-cpu", "ecg-published-batch64-cpu"
+DISCHARGE_64, NASDAQ_64 = "nasa-discharge-batch64-cpu", "nasdaq-batch64-cpu"
 SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (ECG, lambda found: f"median of {found.options['race']['rounds']} rounds"),
     (ECG, lambda found: f"{found.options['num_samples']:,} samples"),
@@ -165,6 +166,12 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
         lambda found: (
             f"on NASA discharge the plan is {times(row(found, Way.CACHED).speedup)}, "
             f"few steps as good {times(row(found, Way.FEWER_AS_GOOD).speedup)}"
+        ),
+    ),
+    (
+        NASDAQ_64,
+        lambda found: (
+            f"on NASDAQ {times(row(found, Way.CACHED).speedup)} and {times(row(found, Way.FEWER_AS_GOOD).speedup)}"
         ),
     ),
 )
