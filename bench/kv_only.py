@@ -110,21 +110,21 @@ class _Writer:
         self.nodes.append(onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
-    def heads(self, rows: str, projection: Sequence[str], columns: slice, shape: str, name: str, result: str) -> str:
-        """Rows [B * S, D] by some columns of a projection, as heads [B, h, S, Dh]; `shape` holds B and S."""
+    def heads(self, rows: str, projection: Sequence[str], columns: slice, shape: str, name: str) -> str:
+        """Rows [B * S, D] by some columns of a projection, as heads [B, S, h, Dh]; `shape` holds B and S."""
         weight, bias = (self.weights[part] for part in projection)
         own = [self.constant(f"{name}_weight", weight[:, columns]), self.constant(f"{name}_bias", bias[columns])]
         split = self.op(
             "Concat", [shape, self.constant(f"{name}_heads", [-1, self._head_dim])], f"{name}_shape", axis=0
         )
-        by_head = self.op("Reshape", [self.op("Gemm", [rows, *own], name), split], f"{name}_by_head")
-        return self.op("Transpose", [by_head], result, perm=[0, 2, 1, 3])
+        return self.op("Reshape", [self.op("Gemm", [rows, *own], name), split], f"{name}_by_head")
 
 
 def write_kv_only_graph(step: Path, network: Network, path: Path) -> None:
     """Write the `step` graph with one more input, kv_token [B, K]: whose keys and values are computed anew.
 
-    Of each layer the one projection of q, k and v becomes two: q of all rows, k and v of the rows of kv_token.
+    Of each layer the one projection of q, k and v becomes two: q of all rows, k and v of the rows of kv_token. What
+    comes between the projection and the attention is written anew, however the bundle has it.
     """
     model = onnx.load(str(step))
     graph = model.graph
@@ -136,24 +136,48 @@ def write_kv_only_graph(step: Path, network: Network, path: Path) -> None:
     first = g.op("Unsqueeze", [first, g.constant("kv_column", [1])], "kv_first_column")
     rows = g.op("Add", [first, "kv_token"], "kv_rows_2d")  # sample * N + token
     rows = g.op("Reshape", [rows, g.constant("kv_flat", [-1])], "kv_rows")
+    where = _places(g, samples, network)
     for node in graph.node:
-        layer, _, what = node.output[0].partition("/")
+        layer, _, what = node.name.partition("/")
         if what == "qkv":
             hidden, *projection = node.input
             queries, others = slice(network.d_model), slice(network.d_model, None)
-            g.heads(hidden, projection, queries, f"{layer}/token_shape", f"{layer}/q", f"{layer}/query")
+            query = g.heads(hidden, projection, queries, f"{layer}/token_shape", f"{layer}/q")
+            g.op("Transpose", [query], f"{layer}/q_first", perm=[0, 2, 1, 3])
             some = g.op("Gather", [hidden, rows], f"{layer}/kv_hidden", axis=0)
-            new = g.heads(some, projection, others, shape, f"{layer}/kv", f"{layer}/kv_first")
-            outputs = [f"{layer}/new_key", f"{layer}/new_value"]
-            g.nodes.append(onnx.helper.make_node("Split", [new], outputs, axis=1, num_outputs=2))
-        elif what not in ("qkv_shape", "qkv_heads", "qkv_first", "query"):
-            if what in ("size_0", "size_1", "tokens_4d"):  # where new keys and values go
-                node.input[0] = "kv_token" if what == "tokens_4d" else shape
-            g.nodes.append(node)
-    used = {name for node in g.nodes for name in node.input}
+            new = g.heads(some, projection, others, shape, f"{layer}/kv")
+            outputs = [f"{layer}/kv_key", f"{layer}/kv_value"]
+            g.nodes.append(onnx.helper.make_node("Split", [new], outputs, axis=2, num_outputs=2))
+        elif what == "attention":
+            node.input[0] = f"{layer}/q_first"
+        elif what in ("present_key", "present_value"):
+            node.input[1:] = [where, f"{layer}/kv_{what.removeprefix('present_')}"]
+        g.nodes.append(node)
+    nodes = _needed(g.nodes, {port.name for port in graph.output})
+    used = {name for node in nodes for name in node.input}
     weights = [onnx.numpy_helper.from_array(values, name) for name, values in g.weights.items() if name in used]
     inputs = [*graph.input, onnx.helper.make_tensor_value_info("kv_token", onnx.TensorProto.INT64, ["B", "K"])]
-    altered = onnx.helper.make_graph(g.nodes, "kv_only", inputs, graph.output, weights)
+    altered = onnx.helper.make_graph(nodes, "kv_only", inputs, graph.output, weights)
     made = onnx.helper.make_model(altered, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.checker.check_model(made, full_check=True)
     onnx.save(made, str(path))
+
+
+def _places(g: _Writer, samples: str, network: Network) -> str:
+    """Where keys and values [B, K, H, Dh] of kv_token go in a cache [B, H, N, Dh]: [B, K, H, 3] for ScatterND."""
+    table = np.zeros((network.num_tokens, network.num_heads, 3), np.int64)
+    table[..., 1], table[..., 2] = np.arange(network.num_heads), np.arange(network.num_tokens)[:, None]
+    of_first = g.op("Gather", [g.constant("kv_places", table), "kv_token"], "kv_places_of_first", axis=0)
+    samples = g.op("Reshape", [samples, g.constant("kv_column_4d", [-1, 1, 1, 1])], "kv_samples_4d")
+    samples = g.op("Mul", [samples, g.constant("kv_in_front", [1, 0, 0])], "kv_samples_in_front")
+    return g.op("Add", [of_first, samples], "kv_where")
+
+
+def _needed(nodes: Sequence[Any], outputs: set[str]) -> list[Any]:
+    """Of nodes in their order those that outputs depend on."""
+    wanted, kept = set(outputs), list[Any]()
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]

@@ -176,18 +176,19 @@ def _lstm(g: GraphWriter, layer: nn.LSTM) -> str:
     return g.op("Transpose", [states], "batch_first", perm=[1, 0, 2])
 
 
-def _cache_rows(g: GraphWriter, token_shape: str, num_heads: int) -> str:
-    """Where the S tokens of every head live in a cache [B, H, N, Dh]: indices [B, H, S, 3] for ScatterND."""
-    batch, active = (g.op("Gather", [token_shape, g.constant(f"axis_{i}", i)], f"size_{i}") for i in (0, 1))
-    unit = g.constant("unit", [1])
-    parts = [g.op("Unsqueeze", [part, g.constant("front", [0])], f"{part}_1d") for part in (batch, active)]
-    full = g.op("Concat", [parts[0], g.constant("num_heads", [num_heads]), parts[1], unit], "rows_shape", axis=0)
+def _cache_rows(g: GraphWriter, token_shape: str, num_heads: int, num_tokens: int) -> str:
+    """Where the S tokens of every head live in a cache [B, H, N, Dh]: indices [B, S, H, 3] for ScatterND.
+
+    In the order in which keys and values leave their product, so that these are written without being transposed.
+    """
+    table = np.zeros((num_tokens, num_heads, 3), np.int64)
+    table[..., 1], table[..., 2] = np.arange(num_heads), np.arange(num_tokens)[:, None]
+    of_first = g.op("Gather", [g.constant("rows_of_first", table), "token"], "rows_of_first_sample", axis=0)
+    batch = g.op("Gather", [token_shape, g.constant("axis_0", 0)], "size_0")
     samples = g.op("Range", [g.constant("first", 0), batch, g.constant("stride", 1)], "samples")
     samples = g.op("Reshape", [samples, g.constant("as_samples", [-1, 1, 1, 1])], "samples_4d")
-    heads = g.constant("heads_4d", np.arange(num_heads).reshape(1, num_heads, 1, 1))
-    tokens = g.op("Unsqueeze", ["token", g.constant("around", [1, 3])], "tokens_4d")
-    columns = [g.op("Expand", [part, full], f"{part}_all") for part in (samples, heads, tokens)]
-    return g.op("Concat", columns, "cache_rows", axis=3)
+    samples = g.op("Mul", [samples, g.constant("in_front", [1, 0, 0])], "samples_in_front")
+    return g.op("Add", [of_first, samples], "cache_rows")
 
 
 def layer_graph(layer: nn.TransformerEncoderLayer, num_tokens: int, name: str) -> onnx.ModelProto:
@@ -212,9 +213,10 @@ def layer_graph(layer: nn.TransformerEncoderLayer, num_tokens: int, name: str) -
     qkv = g.op("Gemm", [rows, weight, bias], "qkv")
     heads = g.constant("split_heads", [3 * num_heads, head_dim])
     split_shape = g.op("Concat", [token_shape, heads], "qkv_shape", axis=0)
-    qkv = g.op("Transpose", [g.op("Reshape", [qkv, split_shape], "qkv_heads")], "qkv_first", perm=[0, 2, 1, 3])
-    g.nodes.append(helper.make_node("Split", [qkv], ["query", "new_key", "new_value"], axis=1, num_outputs=3))
-    where = _cache_rows(g, token_shape, num_heads)
+    qkv = g.op("Reshape", [qkv, split_shape], "qkv_heads")
+    g.nodes.append(helper.make_node("Split", [qkv], ["query_heads", "new_key", "new_value"], axis=2, num_outputs=3))
+    g.op("Transpose", ["query_heads"], "query", perm=[0, 2, 1, 3])
+    where = _cache_rows(g, token_shape, num_heads, num_tokens)
     for kind in ("key", "value"):
         g.op("ScatterND", [f"past_{kind}", where, f"new_{kind}"], f"present_{kind}")
     key = g.op("Transpose", ["present_key"], "key_columns", perm=[0, 1, 3, 2])
