@@ -2,7 +2,8 @@
 
     priors = priors_of(cached)
     ways = each_way(cached, passes, priors, miss)       # at as many passes, the best first
-    as_good(ways, priors, Bar((Look(miss, 0.15), Look(whole))))  # with as few more as it needs, or None
+    bar = Bar((Look(miss, unsure=0.15), Look(whole)))
+    as_good(ways, priors, bar)                          # with as few more as it needs, or None
 
 Every solver is tried in every time grid and prior phase, since the phase of the cached one was calibrated for its cache
 and a rival may begin elsewhere. Which is best is judged by `contenders.miss_from`.

@@ -107,7 +107,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     num_search: Annotated[int, typer.Option(help="Series that rivals choose their best form by, at most.")] = 128,
     most_passes: Annotated[
-        int, typer.Option(help="Up to which few steps as good are looked for, nor beyond 4 times the cache's, or 8.")
+        int, typer.Option(help="Few steps as good are looked for up to here, at most 4 times the cache's, or 8.")
     ] = 32,
     quick: Annotated[bool, typer.Option("--quick", help="Without what takes longest.")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads within one operator; default all.")] = None,
