@@ -26,7 +26,7 @@ NAMED := $(or $(BUNDLE),$(MODEL))
 
 install: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard runtime/backends/few_tokens.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,export,bench,hub,rtx,dev]'
 	touch $@

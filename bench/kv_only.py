@@ -52,7 +52,7 @@ class KvOnlyBackend(WholeSteps):
         self._folder = tempfile.TemporaryDirectory(prefix="kv-only-")
         write_kv_only_graph(bundle / step.file, network, Path(self._folder.name) / _FILE)
         graph = replace(step, file=_FILE, digest="", inputs=[*step.inputs, Tensor("kv_token", "int64", ["B", "K"])])
-        self._inner = OrtBackend(Path(self._folder.name), {"step": graph}, threads=threads)
+        self._inner = OrtBackend(Path(self._folder.name), {"step": graph}, threads=threads, compiled=False)
 
     def cost(self, k: int) -> float:
         """A pass without the projections that are spared."""

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.backends.base import Backend
+from runtime.backends.ort import OrtBackend
 from runtime.cache.policy import FIRST, REFRESH, Decision, Event, Needs, Policy, Reuse, Signals, Step, TokenFacts
 from runtime.sampler import Model, load
 from runtime.score import Graphs
 
+COMPILED = "compiled code"
 LOW_FREQUENCIES = 3  # five tokens: one of frequency 0, two each of 1 and 2
 
 
@@ -40,6 +43,7 @@ class StepCosts:
     python_of_low_ms: float | None
     split_full_ms: float | None  # the same by the split graphs, one call per part
     split_low_ms: float | None
+    low_by: str | None = None  # "compiled code" of `runtime.backends.few_tokens`; None: the backend's graph
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,12 @@ def step_costs(model: Model, batch_size: int, *, rounds: int = 5) -> StepCosts:
         python_of_low_ms=float(np.median(python["low"])) if "low" in python else None,
         split_full_ms=median.get("split full"),
         split_low_ms=median.get("split low"),
+        low_by=COMPILED if has_kv and batch_size == 1 and _has_compiled(model.backend) else None,
     )
+
+
+def _has_compiled(backend: Backend) -> bool:
+    return isinstance(backend, OrtBackend) and backend.few_tokens is not None
 
 
 def _coast(steps: int) -> Decision:
@@ -137,7 +146,8 @@ def told(costs: StepCosts) -> str:
     parts = [f"full {ms(costs.full_ms)}"]
     if costs.low_ms is not None and costs.full_over_low is not None and costs.python_of_low_ms is not None:
         parts.append(
-            f"{costs.num_low_tokens} tokens {ms(costs.low_ms)} (1/{costs.full_over_low:.3g}), "
+            f"{costs.num_low_tokens} tokens {ms(costs.low_ms)} (1/{costs.full_over_low:.3g}"
+            f"{f', {costs.low_by}' if costs.low_by else ''}), "
             f"of which outside the network {ms(costs.python_of_low_ms)}"
         )
     parts.append(f"empty {ms(costs.empty_ms)} (1/{costs.full_over_empty:.3g})")

@@ -28,6 +28,7 @@ def examine(gpu: str | None) -> tuple[dict[str, Any], str]:
     lines = [f"python {result['python']}, {result['cores']} cores"]
     sampling = result["sample"]
     lines.append(f"sample  {'ready' if sampling['ready'] else 'NOT ready'}: {sampling['detail']}")
+    lines += [f"        {sampling['few_tokens']}"] if sampling["ready"] else []
     for room in _ROOMS:
         missing = [name for name, found in result[room].items() if found is None]
         state = f"lacks {', '.join(missing)}; pip install 'e2crf[{room}]'" if missing else "ready"
@@ -56,7 +57,16 @@ def _examine_sampling() -> dict[str, Any]:
         return {"ready": False, "detail": detail}
     providers = onnxruntime.get_available_providers()
     ready = "CPUExecutionProvider" in providers
-    return {"ready": ready, "detail": f"ONNX Runtime {onnxruntime.__version__} with {', '.join(providers)}"}
+    from runtime.backends.few_tokens import VECTORS, widths_here
+
+    few = "ONNX Runtime too; compiled they take half as long: install a C compiler (GCC or Clang), then e2crf again"
+    if widths := widths_here():
+        few = f"compiled code ({VECTORS[widths[0]]})"
+    return {
+        "ready": ready,
+        "detail": f"ONNX Runtime {onnxruntime.__version__} with {', '.join(providers)}",
+        "few_tokens": f"steps of few tokens by {few}",
+    }
 
 
 def _examine_gpu(gpu: str | None) -> str:

@@ -31,7 +31,7 @@ def _captioned() -> dict[str, set[str]]:
     for line in README.partition("## Files")[2].partition("## ")[0].splitlines():
         if title := re.match(r"\| \*\*(\w+)/\*\*", line):
             room = title[1]
-        names = re.findall(r"`([\w/]+\.py)`", line.split("|")[1] if "|" in line else "")
+        names = re.findall(r"`([\w/]+\.(?:py|c|h))`", line.split("|")[1] if "|" in line else "")
         folder = ""
         for name in names:
             folder = name.rpartition("/")[0] or folder
@@ -41,7 +41,8 @@ def _captioned() -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_file_has_a_caption_and_every_caption_a_file(room: str) -> None:
-    files = {path.relative_to(ROOT / room).as_posix() for path in (ROOT / room).rglob("*.py")}
+    sources = [path for form in ("*.py", "*.c", "*.h") for path in (ROOT / room).rglob(form)]
+    files = {path.relative_to(ROOT / room).as_posix() for path in sources}
     assert _captioned().get(room, set()) == {name for name in files if not name.endswith("__init__.py")}
 
 

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,18 @@ from numpy.typing import NDArray
 
 from export.manifest import Graph
 from runtime.backends.base import CUDA_PROVIDER_REMEDY, Arrays, BackendBase, Device
+from runtime.backends.few_tokens import ROWS, FewTokens, open_few_tokens
 from runtime.errors import BackendError, BackendWarning, require
 
 _CUDA = "CUDAExecutionProvider"
+_MOST_OFF = 1e-4  # relative; what rounding explains is a hundredth of it
 
 
 class OrtBackend(BackendBase):
     """The graphs of a bundle in ONNX Runtime sessions; `threads` within one operator, default all cores.
 
     `has_own_memory` is whether the device is to be treated as one with memory of its own; left out: not the CPU.
+    Without `compiled` all steps are ONNX Runtime's, those of few tokens too.
     """
 
     name = "onnxruntime"
@@ -46,6 +50,7 @@ class OrtBackend(BackendBase):
         threads: int | None = None,
         device: str = Device.CPU,
         has_own_memory: bool | None = None,
+        compiled: bool = True,
     ) -> None:
         super().__init__(graphs)
         require(
@@ -69,6 +74,20 @@ class OrtBackend(BackendBase):
         self._empty: dict[tuple[tuple[int, ...], str], ort.OrtValue] = {}  # zeros on the device, by shape and type
         self._numbers = count(1)  # of CUDA graphs
         self._threads = threads or 0
+        self._may_use_compiled = compiled and not self._has_own_memory
+
+    @cached_property
+    def few_tokens(self) -> FewTokens | None:
+        """The step of few tokens as compiled code; None where there is none, or it is not what the graph computes."""
+        signature = self._graphs.get("step")
+        if signature is None or not self._may_use_compiled:
+            return None
+        few = open_few_tokens(self._bundle / signature.file, signature)
+        if few is None or (off := few.off_from(lambda feeds: self.run("step", feeds))) <= _MOST_OFF:
+            return few
+        warnings.warn(f"the compiled step of few tokens is {off:.1e} off {signature.file}, at most {_MOST_OFF:g} is "
+                      "rounding: ONNX Runtime computes these steps", BackendWarning, stacklevel=2)  # fmt: skip
+        return None
 
     def _session(self, graph: str) -> ort.InferenceSession:
         if graph not in self._sessions:
@@ -135,6 +154,8 @@ class OrtBackend(BackendBase):
 
     def bind(self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Callable[[], None]:
         """Prepare a call over these very buffers, without a copy on either side; on a device with those of caches."""
+        if graph == "step" and (few := self._bind_compiled(inputs, outputs)) is not None:
+            return few
         session = self._session(graph)
         binding = session.io_binding()
         if self._has_own_memory:
@@ -152,6 +173,11 @@ class OrtBackend(BackendBase):
                 raise _failed(graph, error, _batch(inputs)) from error
 
         return call
+
+    def _bind_compiled(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Callable[[], None] | None:
+        if "token" not in inputs or inputs["token"].shape[1] > ROWS or self.few_tokens is None:
+            return None
+        return self.few_tokens.bind(inputs, outputs)
 
     def _bind_device(
         self,
