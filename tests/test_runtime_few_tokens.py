@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from export.manifest import read_manifest
 from runtime.backends import few_tokens
-from runtime.backends.few_tokens import ROWS, FewTokens, open_few_tokens, widths_here
+from runtime.backends.few_tokens import MOST, FewTokens, open_few_tokens, widths_here
 from runtime.backends.initializers import read_initializers
 from runtime.backends.ort import OrtBackend
 from runtime.cache.options import E2CRF
@@ -69,7 +69,7 @@ def test_a_step_is_the_graphs_to_rounding(bundles: dict[str, Path], name: str, w
     network, path = manifest.network, bundle / manifest.graphs["step"].file
     few = FewTokens(read_initializers(path), network.num_heads, network.num_tokens, width)
     with OrtBackend(bundle, manifest.graphs, threads=1, compiled=False) as backend:
-        for active in range(1, ROWS + 1):
+        for active in range(1, min(MOST, network.num_tokens - 1) + 1):
             feeds = feeds_of(bundle, active, seed=active)
             expected = backend.run("step", feeds)
             found = outputs_of(feeds, expected)
@@ -87,14 +87,13 @@ def test_a_row_does_not_depend_on_how_many_are_computed_with_it(bundles: dict[st
     """Of one layer's keys, before tokens attend to each other: bit for bit."""
     bundle = bundles["as published, two layers"]
     keys = []
-    for active in (1, 5, 8):
+    for active in (1, 5, 8, 9, 16):
         with OrtBackend(bundle, read_manifest(bundle).graphs) as backend:
-            feeds = feeds_of(bundle, 8)
+            feeds = feeds_of(bundle, 16)
             feeds |= {"z": feeds["z"][:, :active].copy(), "token": feeds["token"][:, :active].copy()}
             backend.bind("step", feeds, outputs_of(feeds, backend.run("step", feeds)))()
             keys.append(feeds["past_key_00"][0, :, feeds["token"][0, 0]])
-    assert np.array_equal(keys[0], keys[1])
-    assert np.array_equal(keys[0], keys[2])
+    assert all(np.array_equal(keys[0], others) for others in keys[1:])
 
 
 @compiled

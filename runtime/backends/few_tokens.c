@@ -8,9 +8,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#define ROWS 8 /* tokens at most: what one pass over the weights serves from registers */
+#define ROWS 8 /* tokens whose sums stay in registers */
 #define INNER 256 /* inner features of the feed-forward layers that are computed at a time */
 #define EPSILON 1e-5f /* of LayerNorm */
+#define LESS(a, b) ((a) < (b) ? (a) : (b))
+#define SHARE(rows) (((rows) + UP(rows, ROWS) / ROWS - 1) / (UP(rows, ROWS) / ROWS)) /* rows at a time, in even shares */
 #define UP(number, multiple) (((number) + (multiple)-1) / (multiple) * (multiple))
 
 #if defined(__GNUC__) && !defined(_WIN32)
@@ -21,7 +23,7 @@
 
 struct call {
   int32_t channels, d_model, heads, layers, d_ff, tokens;
-  int32_t active;        /* tokens to compute, at most ROWS */
+  int32_t active;        /* tokens to compute */
   const float *z;        /* [active, channels] */
   const float *t;        /* [1] */
   const int64_t *token;  /* [active] */

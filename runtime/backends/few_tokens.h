@@ -13,11 +13,12 @@ typedef int32_t NAMED(lanes_mask) __attribute__((vector_size(4 * ROWS), aligned(
 #define lanes NAMED(lanes)
 #define lanes_mask NAMED(lanes_mask)
 
-/* out[r, :width * V] += x[r, :depth] w, w [depth, width * V]; each sum runs in the order of depth whatever `rows` is. */
-#define PANEL(name, width)                                                                                             \
-  INLINED void NAMED(name)(const int rows, int depth, const float *x, int x_stride, const float *w, float *out,        \
-                           int out_stride) {                                                                           \
-    vector sums[ROWS][width];                                                                                          \
+/* out[r, :width * V] += x[r, :depth] w, w [depth, width * V], of `rows` rows at once, whose sums stay in registers. Each
+   sum runs in the order of depth, whatever `rows` is. */
+#define PANEL(rows, width)                                                                                             \
+  FUNCTION void NAMED(panel_##width##_##rows)(int depth, const float *x, int x_stride, const float *w, float *out,     \
+                                              int out_stride) {                                                        \
+    vector sums[rows][width];                                                                                          \
     for (int r = 0; r < rows; r++)                                                                                     \
       for (int v = 0; v < width; v++) sums[r][v] = *(const vector *)(out + r * out_stride + v * V);                    \
     for (int k = 0; k < depth; k++, w += width * V) {                                                                  \
@@ -31,31 +32,33 @@ typedef int32_t NAMED(lanes_mask) __attribute__((vector_size(4 * ROWS), aligned(
     for (int r = 0; r < rows; r++)                                                                                     \
       for (int v = 0; v < width; v++) *(vector *)(out + r * out_stride + v * V) = sums[r][v];                          \
   }
-PANEL(panel_2, 2)
-PANEL(panel_1, 1)
+#define PANELS(rows) PANEL(rows, 1) PANEL(rows, 2)
+PANELS(1) PANELS(2) PANELS(3) PANELS(4) PANELS(5) PANELS(6) PANELS(7) PANELS(8)
+
+typedef void (*NAMED(panel))(int, const float *, int, const float *, float *, int);
+#define OF_WIDTH(width)                                                                                                \
+  {NAMED(panel_##width##_1), NAMED(panel_##width##_2), NAMED(panel_##width##_3), NAMED(panel_##width##_4),             \
+   NAMED(panel_##width##_5), NAMED(panel_##width##_6), NAMED(panel_##width##_7), NAMED(panel_##width##_8)}
+static const NAMED(panel) NAMED(panels)[2][ROWS] = {OF_WIDTH(1), OF_WIDTH(2)};
 
 /* out [rows, columns] += x [rows, depth] w, w in panels of 2V columns and of V for an odd rest; returns what follows w. */
-#define PRODUCT(number)                                                                                                \
-  FUNCTION const float *NAMED(product_##number)(int depth, int columns, const float *x, int x_stride, const float *w,  \
-                                                float *out, int out_stride) {                                          \
-    int c = 0;                                                                                                         \
-    for (; c + 2 * V <= columns; c += 2 * V, w += depth * 2 * V)                                                       \
-      NAMED(panel_2)(number, depth, x, x_stride, w, out + c, out_stride);                                              \
-    if (c < columns) NAMED(panel_1)(number, depth, x, x_stride, w, out + c, out_stride), w += depth * V;               \
-    return w;                                                                                                          \
+FUNCTION const float *NAMED(add_product)(int rows, int depth, int columns, const float *x, int x_stride, const float *w,
+                                         float *out, int out_stride) {
+  const int share = SHARE(rows);
+  for (int c = 0, width; c < columns; c += width * V, w += depth * width * V) {
+    width = c + V < columns ? 2 : 1;
+    for (int r = 0; r < rows; r += share)
+      NAMED(panels)[width - 1][LESS(share, rows - r) - 1](depth, x + r * x_stride, x_stride, w,
+                                                          out + r * out_stride + c, out_stride);
   }
-PRODUCT(1) PRODUCT(2) PRODUCT(3) PRODUCT(4) PRODUCT(5) PRODUCT(6) PRODUCT(7) PRODUCT(8)
-
-typedef const float *(*NAMED(product))(int, int, const float *, int, const float *, float *, int);
-static const NAMED(product) NAMED(products)[ROWS + 1] = {
-    0, NAMED(product_1), NAMED(product_2), NAMED(product_3), NAMED(product_4),
-    NAMED(product_5), NAMED(product_6), NAMED(product_7), NAMED(product_8)};
+  return w;
+}
 
 /* out [rows, columns] = bias + x w; bias and w lie one after the other, returns what follows them. */
 FUNCTION const float *NAMED(linear)(int rows, int depth, int columns, const float *x, int x_stride, const float *w,
                                     float *out, int out_stride) {
   for (int r = 0; r < rows; r++) memcpy(out + r * out_stride, w, 4 * columns);
-  return NAMED(products)[rows](depth, columns, x, x_stride, w + columns, out, out_stride);
+  return NAMED(add_product)(rows, depth, columns, x, x_stride, w + columns, out, out_stride);
 }
 
 /* e^x of x <= 0, to 2e-7 of itself: 2^n by the exponent, the rest by Cephes' polynomial (expf.c). */
@@ -158,8 +161,8 @@ FUNCTION void NAMED(step)(const struct call *call) {
   const int stride = UP(d_model, V), qkv_stride = UP(3 * d_model, V), score_stride = UP(channels, V);
   const int64_t *token = call->token;
   const float *w = call->weights;
-  float x[ROWS * stride], update[ROWS * stride], context[ROWS * stride], qkv[ROWS * qkv_stride], inner[ROWS * INNER];
-  float score[ROWS * score_stride], attention[UP(tokens * ROWS, V)], waves[2 * half];
+  float x[rows * stride], update[rows * stride], context[rows * stride], qkv[rows * qkv_stride], inner[rows * INNER];
+  float score[rows * score_stride], attention[UP(tokens * ROWS, V)], waves[2 * half];
   memset(context, 0, sizeof context);
 
   for (int i = 0; i < half; i++) { /* of an odd d_model the last cosine is dropped */
@@ -170,7 +173,7 @@ FUNCTION void NAMED(step)(const struct call *call) {
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < stride; c += V)
       *(vector *)(x + r * stride + c) = *(const vector *)(w + token[r] * stride + c) + *(vector *)(update + c);
-  w = NAMED(products)[rows](channels, stride, call->z, channels, w + tokens * stride, x, stride);
+  w = NAMED(add_product)(rows, channels, stride, call->z, channels, w + tokens * stride, x, stride);
 
   for (int layer = 0; layer < call->layers; layer++) {
     float *keys = call->caches[layer], *values = call->caches[call->layers + layer];
@@ -181,7 +184,9 @@ FUNCTION void NAMED(step)(const struct call *call) {
         memcpy(keys + token[r] * width, query + r * qkv_stride + d_model, 4 * width);
         memcpy(values + token[r] * width, query + r * qkv_stride + 2 * d_model, 4 * width);
       }
-      NAMED(attend)(width, tokens, rows, query, qkv_stride, keys, values, context + h * width, stride, attention);
+      for (int r = 0; r < rows; r += SHARE(rows))
+        NAMED(attend)(width, tokens, LESS(SHARE(rows), rows - r), query + r * qkv_stride, qkv_stride, keys, values,
+                      context + r * stride + h * width, stride, attention);
     }
     w = NAMED(linear)(rows, d_model, stride, context, stride, w, update, stride);
     w = NAMED(add_and_norm)(rows, d_model, stride, x, update, w);
@@ -191,7 +196,7 @@ FUNCTION void NAMED(step)(const struct call *call) {
       const int part = left < INNER ? UP(left, V) : INNER;
       w = NAMED(linear)(rows, d_model, part, x, stride, w, inner, INNER);
       for (int i = 0; i < rows * INNER; i++) inner[i] = inner[i] > 0 ? inner[i] : 0;
-      w = NAMED(products)[rows](part, stride, inner, INNER, w, update, stride);
+      w = NAMED(add_product)(rows, part, stride, inner, INNER, w, update, stride);
     }
     w = NAMED(add_and_norm)(rows, d_model, stride, x, update, w);
   }
@@ -208,6 +213,7 @@ FUNCTION void NAMED(step)(const struct call *call) {
 #undef lanes
 #undef lanes_mask
 #undef PANEL
-#undef PRODUCT
+#undef PANELS
+#undef OF_WIDTH
 #undef FUNCTION
 #undef INLINED

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from export.manifest import Graph
 from runtime.backends.base import CUDA_PROVIDER_REMEDY, Arrays, BackendBase, Device
-from runtime.backends.few_tokens import ROWS, FewTokens, open_few_tokens
+from runtime.backends.few_tokens import MOST, FewTokens, open_few_tokens
 from runtime.errors import BackendError, BackendWarning, require
 
 _CUDA = "CUDAExecutionProvider"
@@ -175,7 +175,7 @@ class OrtBackend(BackendBase):
         return call
 
     def _bind_compiled(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Callable[[], None] | None:
-        if "token" not in inputs or inputs["token"].shape[1] > ROWS or self.few_tokens is None:
+        if "token" not in inputs or inputs["token"].shape[1] > MOST or self.few_tokens is None:
             return None
         return self.few_tokens.bind(inputs, outputs)
 
