@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from runtime.backends.base import CUDA_PROVIDER_REMEDY
+from runtime.backends.few_tokens import what_computes_them
 
 _ROOMS = {
     "train": ("torch", "lightning", "hydra-core", "aeon", "pandas"),
@@ -57,15 +58,10 @@ def _examine_sampling() -> dict[str, Any]:
         return {"ready": False, "detail": detail}
     providers = onnxruntime.get_available_providers()
     ready = "CPUExecutionProvider" in providers
-    from runtime.backends.few_tokens import VECTORS, widths_here
-
-    few = "ONNX Runtime too; compiled they take half as long: install a C compiler (GCC or Clang), then e2crf again"
-    if widths := widths_here():
-        few = f"compiled code ({VECTORS[widths[0]]})"
     return {
         "ready": ready,
         "detail": f"ONNX Runtime {onnxruntime.__version__} with {', '.join(providers)}",
-        "few_tokens": f"steps of few tokens by {few}",
+        "few_tokens": f"steps of few tokens by {what_computes_them()}",
     }
 
 

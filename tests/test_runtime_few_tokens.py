@@ -213,7 +213,18 @@ def test_without_compiled_code_onnx_runtime_does_all(bundles: dict[str, Path], m
         found = outputs_of(feeds, expected)
         backend.bind("step", feeds, found)()
     assert np.array_equal(found["score"], expected["score"])
-    assert "install a C compiler" in examine(None)[1]
+    assert "install GCC or Clang" in examine(None)[1]
+
+
+@compiled
+def test_a_processor_without_such_vectors_leaves_all_to_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def few_tokens_has(self, width: int) -> int:
+            return 0
+
+    monkeypatch.setattr(few_tokens, "_library", Library)
+    assert widths_here() == ()
+    assert "by ONNX Runtime too, since this processor has none of AVX-512, AVX2, NEON" in examine(None)[1]
 
 
 @compiled

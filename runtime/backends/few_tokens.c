@@ -1,5 +1,5 @@
-/* One step of the transformer for a few tokens of one sample, which is short enough that ONNX Runtime spends as long between its
-   operators as in them: embed, all layers and head in one call, on one core, over the K/V caches in place.
+/* One step of the transformer for a few tokens of one sample, which is so short that ONNX Runtime spends as long between
+   its operators as in them: embed, all layers and head in one call, on one core, over the K/V caches in place.
 
    The same sums as step.onnx to rounding; few_tokens.py packs its weights, and holds the result against the graph before
    it is used. Written with the vector extensions of GCC and Clang, for the widest vectors that the processor has. */
@@ -8,12 +8,13 @@
 #include <stdint.h>
 #include <string.h>
 
-#define ROWS 8 /* tokens whose sums stay in registers */
-#define INNER 256 /* inner features of the feed-forward layers that are computed at a time */
-#define EPSILON 1e-5f /* of LayerNorm */
+#define ROWS 8        /* tokens at a time at most, so that their sums stay in registers */
+#define INNER 256     /* inner features of the feed-forward layers that are computed at a time */
+#define EPSILON 1e-5f /* of LayerNorm, PyTorch's */
 #define LESS(a, b) ((a) < (b) ? (a) : (b))
-#define SHARE(rows) (((rows) + UP(rows, ROWS) / ROWS - 1) / (UP(rows, ROWS) / ROWS)) /* rows at a time, in even shares */
-#define UP(number, multiple) (((number) + (multiple)-1) / (multiple) * (multiple))
+#define PARTS(number, size) (((number) + (size) - 1) / (size))
+#define UP(number, multiple) (PARTS(number, multiple) * (multiple))
+#define SHARE(rows) PARTS(rows, PARTS(rows, ROWS)) /* tokens at a time, as many each time */
 
 #if defined(__GNUC__) && !defined(_WIN32)
 #define EXPORTED __attribute__((visibility("default")))

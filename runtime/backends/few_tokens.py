@@ -69,6 +69,15 @@ def widths_here() -> tuple[int, ...]:
     return () if library is None else tuple(width for width in VECTORS if library.few_tokens_has(width))
 
 
+def what_computes_them() -> str:
+    """What computes steps of few tokens on this machine, and what to do where it could be faster."""
+    if widths := widths_here():
+        return f"compiled code ({VECTORS[widths[0]]})"
+    if _library() is None:
+        return "ONNX Runtime too; compiled they take half as long: install GCC or Clang, then e2crf again"
+    return f"ONNX Runtime too, since this processor has none of {', '.join(VECTORS.values())}"
+
+
 class FewTokens:
     """The network of a step graph, packed for the vectors of this processor."""
 
