@@ -37,7 +37,7 @@ def idft(tokens: Array) -> Array:
     num_tokens = tokens.shape[1]
     num_real = num_real_tokens(num_tokens)
     spectrum = tokens[:, :num_real].astype(np.result_type(tokens.dtype, np.complex64))
-    spectrum[:, 1 : num_tokens - num_real + 1] += 1j * tokens[:, num_real:]
+    spectrum.imag[:, 1 : num_tokens - num_real + 1] = tokens[:, num_real:]
     return np.fft.irfft(spectrum, n=num_tokens, axis=1, norm="ortho").astype(tokens.dtype, copy=False)
 
 

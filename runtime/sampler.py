@@ -94,7 +94,8 @@ class Model:
     ) -> None:
         self.manifest = manifest
         self.backend = backend
-        self.bundle = bundle  # where a plan is looked for
+        self.bundle = bundle
+        self._plan_file = None if bundle is None else bundle / PLAN_FILE
         self.graphs = parse_word(Graphs, graphs, "graph set")
         tokens = TokenFacts(np.asarray(manifest.tokens.frequency, np.int64), self._obstacle())
         scale = manifest.standardisation
@@ -132,11 +133,14 @@ class Model:
 
     def plan(self) -> Plan | None:
         """The plan of the bundle, None if it has none; a `PlanError` if the file is broken."""
-        if self.bundle is None or not (path := self.bundle / PLAN_FILE).exists():
+        if self._plan_file is None:
             return None
-        version = path.stat().st_mtime_ns
+        try:
+            version = self._plan_file.stat().st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         if self._plan is None or self._plan[0] != version:
-            self._plan = version, read_plan(path)
+            self._plan = version, read_plan(self._plan_file)
         return self._plan[1]
 
     def score(self, z: NDArray[np.floating], t: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -391,8 +395,8 @@ def _tables(
 
 
 def _num_diverged(z: NDArray[np.float32]) -> int:
-    rms = np.sqrt(np.mean(np.square(z, dtype=np.float64), axis=(1, 2)))
-    return int(np.sum(~(rms <= DIVERGED_RMS)))
+    squares = np.einsum("bnc,bnc->b", z, z, dtype=np.float64)
+    return int(np.sum(~(np.sqrt(squares / z[0].size) <= DIVERGED_RMS)))
 
 
 def load(

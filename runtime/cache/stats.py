@@ -194,7 +194,8 @@ class Recorder:
             made = np.maximum.accumulate(np.where(asked, np.array(network)[:, None], -1))  # [calls, F]
             since = np.stack([made @ self._per_frequency / len(self._frequency), made.min(axis=1)], axis=1)
             since[since[:, 1] < 0] = np.nan  # some have none yet
-            since = np.repeat(since, np.diff(network, append=self._mixed_from), axis=0)
+            lengths = [after - i for i, after in zip(network, [*network[1:], self._mixed_from], strict=True)]
+            since = np.repeat(since, lengths, axis=0)
             yield network[0], self._mixed_from, np.arange(network[0], self._mixed_from)[:, None] - since
         yield from self._mixed_ages
 
@@ -243,7 +244,7 @@ class Recorder:
             events=events,
             reasons=self._reasons,
             age=self._age,
-            intensity=np.divide(sums, measured, out=np.full_like(sums, np.nan), where=measured > 0),
+            intensity=np.divide(sums, measured, out=np.full(self._num_steps, np.nan), where=measured > 0),
             sample_tokens=by_sample[:, 0],
             sample_events=by_sample[:, 1:],
             work=self.work,
