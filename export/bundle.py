@@ -9,6 +9,7 @@ Where one is replaced, its engines stay, and of the same model its plan, its rep
 import dataclasses
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -123,7 +124,7 @@ def _existing(checkpoint: Checkpoint, options: ExportOptions) -> Manifest | None
     there = _facts(found)
     wanted = _facts(dataclasses.replace(manifest_of(checkpoint, found.graphs), precision=options.precision))
     differing = [name for name in wanted if there[name] != wanted[name]]
-    if not differing:
+    if not differing and _digests(found.graphs) == _digests_now(checkpoint, options.precision):
         return found
     if options.overwrite:
         return None
@@ -131,7 +132,7 @@ def _existing(checkpoint: Checkpoint, options: ExportOptions) -> Manifest | None
         f"{options.bundle} holds a bundle of {found.source.checkpoint} (run {found.source.run_id}, "
         f"{found.diffusion.domain} domain) in {found.precision} by {found.source.producer}, this is "
         f"{checkpoint.path.name} (run {checkpoint.run_id}, {checkpoint.domain} domain) in {options.precision} by "
-        f"{producer()}, with another {', '.join(differing)}; "
+        f"{producer()}, with another {', '.join(differing) or 'form of the graphs'}; "
         "choose another folder, or allow it to be replaced with --overwrite"
     )
 
@@ -146,6 +147,16 @@ def _facts(manifest: Manifest) -> dict[str, object]:
         "precision": manifest.precision,
         "exporter": manifest.source.producer,
     }
+
+
+def _digests(graphs: dict[str, Graph]) -> dict[str, str]:
+    return {name: graph.digest for name, graph in graphs.items()}
+
+
+def _digests_now(checkpoint: Checkpoint, precision: str) -> dict[str, str]:
+    """Of the graphs as they would be written now: their form may be another, though the version is the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _digests(write_graphs(checkpoint, Path(folder), Precision(precision)))
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path, precision: Precision = Precision.FP32) -> dict[str, Graph]:

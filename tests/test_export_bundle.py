@@ -169,6 +169,25 @@ def test_the_same_checkpoint_again_keeps_the_bundle_and_another_needs_permission
     assert read_manifest(folder).source.digest == other.digest
 
 
+def test_graphs_of_another_form_need_permission_though_the_version_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever exports again after the code has changed gets the graphs of now, or is told that those are of before."""
+    folder, checkpoint = make_bundle(tmp_path)
+    before = read_manifest(folder).graphs
+
+    def of_another_form(network: Any) -> dict[str, onnx.ModelProto]:
+        graphs = graphs_of(network)
+        graphs["layer_01"].graph.node[0].name = "renamed"
+        return graphs
+
+    monkeypatch.setattr("export.bundle.graphs_of", of_another_form)
+    with pytest.raises(CheckpointError, match=r"with another form of the graphs; choose another folder, .*--overwrite"):
+        export_bundle(checkpoint, ExportOptions(folder))
+    after = export_bundle(checkpoint, ExportOptions(folder, overwrite=True)).graphs
+    assert {name for name in before if before[name].digest != after[name].digest} == {"layer_01"}
+
+
 LOCAL = (PLAN_FILE, "engines/key/step.engine", "reports/bench.json", "notes.txt")  # beside a bundle
 
 
