@@ -141,4 +141,4 @@ format: $(READY)
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info runtime/backends/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

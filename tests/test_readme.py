@@ -16,6 +16,7 @@ from bench.latency import speedup_of
 from bench.readme import TABLE, pictures_of, with_tables
 from bench.records import Record, Row, read_records
 from bench.rows import FLOOR
+from bench.steps import COMPILED
 from bench.tables import row_of
 from train.config import compose_config, options_from_config
 
@@ -109,7 +110,21 @@ def ahead_of_as_good(record: Record) -> float:
 def number(value: float | None) -> str:
     """A small count in words, any other in digits."""
     assert value is not None
-    return {1: "one", 2: "two", 3: "three", 4: "four"}.get(value, f"{value:.4g}")
+    return {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}.get(value, f"{value:.4g}")
+
+
+def steps_of(record: Record) -> str:
+    """What a step costs by its kind."""
+    steps, uncached = record.steps, twin(record, f"pytorch, {Way.UNCACHED}").ms_per_sample
+    assert steps is not None
+    assert uncached is not None
+    assert steps.low_by == COMPILED
+    assert steps.full_over_low is not None
+    return (
+        f"a full step takes {1000 * steps.full_ms / uncached:.2f} of PyTorch's, "
+        f"one of {number(steps.num_low_tokens)} tokens 1/{steps.full_over_low:.0f} of that, "
+        f"an empty one 1/{steps.full_over_empty:.0f}"
+    )
 
 
 def as_good(record: Record) -> str:
@@ -125,7 +140,7 @@ def as_good(record: Record) -> str:
     )
 
 
-ECG, ECG_64 = "ecg-published-cpu", "ecg-published-batch64-cpu"
+ECG, ECG_64, ECG_STEPS = "ecg-published-cpu", "ecg-published-batch64-cpu", "ecg-published-steps-cpu"
 DISCHARGE_64, NASDAQ_64 = "nasa-discharge-batch64-cpu", "nasdaq-batch64-cpu"
 SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (ECG, lambda found: f"median of {found.options['race']['rounds']} rounds"),
@@ -163,6 +178,7 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
             f"few steps as good {times(row(found, Way.FEWER_AS_GOOD).speedup)}"
         ),
     ),
+    (ECG_STEPS, steps_of),
     (
         DISCHARGE_64,
         lambda found: (
