@@ -131,6 +131,8 @@ class Recorder:
         self._last_set: tuple[object, NDArray[np.int64], bool] = None, self._per_frequency, True
         self._own: NDArray[np.int64] | None = None  # [B, 1 + E] tokens and events by sample, where they differ
         self._by_sample: list[NDArray[np.int64]] = []  # the same in all, of the finished batches
+        self._known_ages: set[tuple[int, ...]] = set()  # by steps, of finished batches that recomputed all or nothing
+        self._has_partial = False
         self.work = Work()
         self.cache_bytes = self.state_bytes = 0
 
@@ -164,6 +166,7 @@ class Recorder:
         if decision.event.is_full:
             counts = self._per_frequency
         elif decision.tokens is not None:
+            self._has_partial = True
             if decision.event is Event.LOW:
                 self._reasons[i, _LOW] += samples * len(decision.tokens)
             elif decision.reasons is not None:
@@ -217,10 +220,15 @@ class Recorder:
             self._count(i, counts)
         for stretch, samples in batch._events.items():
             self._events[stretch] = self._events.get(stretch, 0) + samples
-        self._sums += batch._sums
-        self._reasons += batch._reasons
-        for i, j, ages in batch._ages():
-            self._age[i:j] = np.fmax(self._age[i:j], ages)
+        asked = tuple(batch._recomputed)
+        if batch._has_partial or batch._mixed_from < self._num_steps or asked not in self._known_ages:
+            for i, j, ages in batch._ages():
+                self._age[i:j] = np.fmax(self._age[i:j], ages)
+        if batch._has_partial:
+            self._sums += batch._sums
+            self._reasons += batch._reasons
+        elif batch._mixed_from == self._num_steps:
+            self._known_ages.add(asked)
         self.work = self.work + batch.work
         self.cache_bytes = max(self.cache_bytes, batch.cache_bytes)
         self.state_bytes = max(self.state_bytes, batch.state_bytes)
