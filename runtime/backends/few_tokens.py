@@ -2,8 +2,8 @@
 
 A step of five tokens is two hundred operations of a microsecond each, and ONNX Runtime takes as long to go from one
 to the next. Where a C compiler was there when the package was installed, such steps are one call of our own, over the
-same buffers: twice as fast or more, on one core, and the same numbers to rounding. Everywhere else, and for all else,
-ONNX Runtime computes them; nothing but the time tells which it was.
+same buffers: one and a half to three times as fast, on one core, and the same numbers to rounding. Everywhere else,
+and for all else, ONNX Runtime computes them; nothing but the time tells which it was.
 
     few = open_few_tokens(Path("bundles/ecg/onnx/step.onnx"), signature)   # None: not compiled, or another network
     call = few.bind(inputs, outputs)                                       # None: not few tokens
@@ -74,7 +74,7 @@ def what_computes_them() -> str:
     if widths := widths_here():
         return f"compiled code ({VECTORS[widths[0]]})"
     if _library() is None:
-        return "ONNX Runtime too; compiled they take half as long: install GCC or Clang, then e2crf again"
+        return "ONNX Runtime too; compiled they are up to three times as fast: install GCC or Clang, then e2crf again"
     return f"ONNX Runtime too, since this processor has none of {', '.join(VECTORS.values())}"
 
 
