@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from runtime.cache.options import E2CRF
 from runtime.cache.plan import Plan
 from runtime.cache.policy import REUSE, Cache, Decision, Event
+from runtime.cache.stats import Recorder
 from runtime.errors import CacheWarning
 from runtime.sampler import Model
 from tests import opened
@@ -67,6 +69,18 @@ def test_the_record_tells_the_age_of_the_worst_batch(tiny: Model) -> None:
     one, other = (tiny.sample(1, cache=cache, first_sample=k).stats for k in (loud[1], calm[1]))
     assert (one.age[30, 1], other.age[30, 1]) == (0, 10)
     np.testing.assert_array_equal(both.age, np.fmax(one.age, other.age))
+
+
+def test_batches_that_refresh_at_other_steps_are_told_apart() -> None:
+    """Ages that were drawn up for one batch hold for those alone that asked at the same steps."""
+    trajectory: Any = SimpleNamespace(batch=1, keeps_intensity=False)
+    whole = Recorder(np.arange(3), 10)
+    for refreshes in ((0, 5), (0, 5), (0,), (0, 5)):
+        batch = Recorder(np.arange(3), 10, 1)
+        for i in range(10):
+            batch.record(i, i + 1, Decision(Event.REFRESH) if i in refreshes else REUSE, trajectory)
+        whole.add(batch)
+    np.testing.assert_array_equal(whole.finish(4, 0, 1.0).age, np.stack([np.arange(10)] * 2, axis=1))
 
 
 def test_the_record_knows_tokens_by_number_not_by_frequency(tiny: Model) -> None:

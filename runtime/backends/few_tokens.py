@@ -3,7 +3,7 @@
 A step of five tokens is two hundred operations of a microsecond each, and ONNX Runtime takes as long to go from one
 to the next. Where a C compiler was there when the package was installed, such steps are one call of our own, over the
 same buffers: one and a half to three times as fast, on one core, and the same numbers to rounding. Everywhere else,
-and for all else, ONNX Runtime computes them; nothing but the time tells which it was.
+and for all else (more tokens, several samples, half precision), ONNX Runtime computes them.
 
     few = open_few_tokens(Path("bundles/ecg/onnx/step.onnx"), signature)   # None: not compiled, or another network
     call = few.bind(inputs, outputs)                                       # None: not few tokens

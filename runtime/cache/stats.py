@@ -132,7 +132,7 @@ class Recorder:
         self._own: NDArray[np.int64] | None = None  # [B, 1 + E] tokens and events by sample, where they differ
         self._by_sample: list[NDArray[np.int64]] = []  # the same in all, of the finished batches
         self._known_ages: set[tuple[int, ...]] = set()  # by steps, of finished batches that recomputed all or nothing
-        self._has_partial = False
+        self._has_partial = False  # of one batch: whether a step recomputed some tokens alone
         self.work = Work()
         self.cache_bytes = self.state_bytes = 0
 
