@@ -163,7 +163,6 @@ class _TimedBackend(BackendBase):
         """The sampler's own trajectory, timed."""
         if self._network is None:
             self._network = ScoreNetwork(self._manifest, self, len(noise.samples), Graphs(graphs))
-        self._network.reset()
         trajectory = _TimedTrajectory(
             facts, self._network, schedule, Leaps(schedule), noise, linear=linear, needs=needs, feedback=feedback
         )

@@ -33,7 +33,7 @@ from runtime.cache.stats import Recorder, Stats
 from runtime.errors import CacheWarning, OptionError, parse_word, require, whole
 from runtime.fourier import idft
 from runtime.leaps import Leaps
-from runtime.noise import NoiseStream
+from runtime.noise import NoiseStream, Priors
 from runtime.schedule import Schedule, schedule_of
 from runtime.score import Graphs, ScoreNetwork, has_kv
 from runtime.sde import process_from_facts
@@ -119,12 +119,13 @@ class Model:
 
     @contextmanager
     def network(self, batch: int) -> Iterator[ScoreNetwork]:
-        """Caches and prepared calls for one batch, empty; kept afterwards for the next batch of that size."""
+        """Caches and prepared calls for one batch; kept afterwards for the next batch of that size.
+
+        What an earlier batch left in the caches is never read: the first network step of a sample writes all of them.
+        """
         network = self._idle.pop(batch, None)  # whoever else samples with this model meanwhile gets another one
         if network is None:
             network = ScoreNetwork(self.manifest, self.backend, batch, self.graphs)
-        else:
-            network.reset()
         yield network
         self._idle.pop(batch, None)
         while len(self._idle) > 1:  # two are enough: most batches, and what is left at the end
@@ -191,7 +192,7 @@ class Model:
         require(0 <= first_sample <= 2**63 - 1 - n, "first_sample must not be negative, nor the last one above 2^63",
                 first_sample, "0 is the default")  # fmt: skip
         settings = self.settings(steps, solver, grid, cache)
-        run = _Run(self, settings, seed, on_step, on_progress)
+        run = _Run(self, settings, seed, range(first_sample, first_sample + n), on_step, on_progress)
         begun = time.perf_counter()
         with np.errstate(over="ignore", invalid="ignore"):  # a sample that diverges is counted, not warned of
             try:
@@ -271,8 +272,9 @@ class _Run:
     """One `sample` call: what its batches have in common."""
 
     def __init__(
-        self, model: Model, settings: Settings, seed: int, on_step: OnStep | None, on_progress: OnProgress | None
-    ) -> None:
+        self, model: Model, settings: Settings, seed: int, samples: range,
+        on_step: OnStep | None, on_progress: OnProgress | None,
+    ) -> None:  # fmt: skip
         cache = settings.cache
         reuse = parse_word(Reuse, cache.reuse, "reuse mode")
         self._model, self._seed, self._cache = model, seed, cache
@@ -281,6 +283,8 @@ class _Run:
         self._schedule, self._leaps, self._steps = tables
         self._policy = cache.concrete(model.facts.tokens, self._steps)
         self._linear = reuse.is_linear
+        self._shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
+        self._priors = Priors(seed, samples.start, samples.stop, self._shape)
         self._num_apart = len(model.facts.tokens.frequency) if has_kv(model.backend) else 0
         self.recorder = Recorder(model.facts.tokens.frequency, settings.steps)
         self.batches: list[NDArray[np.float32]] = []  # those that are finished, as standardised tokens [size, N, C]
@@ -289,14 +293,14 @@ class _Run:
         """Draw samples first .. first + size - 1."""
         model, num_steps = self._model, len(self._steps)
         recorder = Recorder(model.facts.tokens.frequency, num_steps, size)
-        shape = (model.manifest.network.num_tokens, model.manifest.network.num_channels)
-        noise = NoiseStream(self._seed, np.arange(first, first + size), shape, num_steps)
+        noise = NoiseStream(self._seed, np.arange(first, first + size), self._shape, num_steps, self._priors)
         with self._trajectory(noise) as trajectory:
             i = 0
             while i < num_steps:
                 i = self._step(i, first, trajectory, recorder)
-        recorder.cache_bytes, recorder.state_bytes = trajectory.cache_bytes, trajectory.state_bytes
         recorder.work = trajectory.work
+        if not self.batches:  # the first batch is the largest
+            recorder.cache_bytes, recorder.state_bytes = trajectory.cache_bytes, trajectory.state_bytes
         z = trajectory.z  # on a GPU it comes only now
         self.recorder.add(recorder)  # an interrupted batch leaves no trace
         self.batches.append(z)
@@ -373,8 +377,11 @@ def _require_decisions(decisions: object, batch: int, num_tokens: int) -> None:
 
 def _require_begun(decisions: Decision | Sequence[Decision], trajectory: Trajectory) -> None:
     """Refuse some tokens alone where there are no keys and values of the others yet."""
-    listed = (decisions,) * trajectory.batch if isinstance(decisions, Decision) else decisions
-    for decision, is_begun in zip(listed, trajectory.is_begun, strict=True):
+    if isinstance(decisions, Decision):
+        if decisions.tokens is None:
+            return
+        decisions = (decisions,) * trajectory.batch
+    for decision, is_begun in zip(decisions, trajectory.is_begun, strict=True):
         require(is_begun or decision.tokens is None, "the first network step of a sample must recompute all tokens",
                 str(decision.event), f"decide {Event.FIRST} there")  # fmt: skip
 

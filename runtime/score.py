@@ -96,11 +96,6 @@ class ScoreNetwork:
         self._calls[key] = call
         return call
 
-    def reset(self) -> None:
-        """Forget the keys and values, for another batch; the prepared calls stay."""
-        for array in (*self.keys, *self.values):
-            array.fill(0.0)
-
     def _prepare(self, num_tokens: int, first: int, last: int, features: bool) -> Call:
         network = self._manifest.network
         assert self.has_cache or num_tokens == network.num_tokens, "only whole steps without K/V"

@@ -1,12 +1,14 @@
 """Noise depends on (seed, sample, step) alone, and is normal."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import OptionError
-from runtime.noise import NoiseStream, standard_normal, uniform
+from runtime.noise import NoiseStream, Priors, standard_normal, uniform
 
 
 @settings(max_examples=30)
@@ -50,6 +52,23 @@ def test_a_stream_gives_what_standard_normal_gives(batch: int) -> None:
     assert np.array_equal(stream.prior(), expected[0])
     for i in [*range(steps), 0, steps - 1]:
         assert np.array_equal(stream.step(i), expected[i + 1])
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**40), st.lists(st.integers(1, 5), min_size=1, max_size=12), st.booleans())
+def test_priors_of_batches_are_step_0_of_their_samples(first: int, sizes: list[int], again: bool) -> None:
+    """Whatever their sizes, in turn, and when a batch is asked for again after later ones; ahead by no more than 7."""
+    shape, last = (19, 2), first + sum(sizes)
+    expected = standard_normal(5, np.arange(first, last), 0, 1, 38).reshape(-1, *shape)
+    with mock.patch.object(NoiseStream, "NORMAL_CHUNK", 7 * 38):
+        priors = Priors(5, first, last, shape)
+        for _ in range(1 + again):
+            start = first
+            for size in sizes:
+                samples = np.arange(start, start + size)
+                drawn = NoiseStream(5, samples, shape, 3, priors).prior()
+                assert np.array_equal(drawn, expected[start - first : start - first + size])
+                start += size
 
 
 def test_another_seed_is_another_draw_and_a_bad_seed_is_refused() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.checkpoint import Checkpoint
+from export.manifest import read_manifest
 from export.reference import TorchBackend
 from runtime.backends.ort import OrtBackend
 from runtime.cache.options import E2CRF
@@ -113,6 +114,24 @@ def test_a_second_call_of_several_batches_binds_nothing_anew(
     bound.clear()
     model.sample(n, steps=60, **options)
     assert bound == []
+
+
+@pytest.mark.parametrize("graphs", ["step", "split"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_nothing_is_read_of_what_an_earlier_batch_left_in_the_caches(
+    tmp_path: Path, graphs: str, *, compiled: bool
+) -> None:
+    """Bit for bit, with caches full of NaN before the first step."""
+    folder, _ = make_bundle(tmp_path)
+    manifest = read_manifest(folder)
+    options: dict[str, Any] = {"steps": 20, "batch_size": 2, "cache": E2CRF(policy="e2crf", K=2, R=6)}
+    with Model(manifest, OrtBackend(folder, manifest.graphs, compiled=compiled), graphs=graphs) as model:
+        expected = model.sample(2, **options).z
+        with model.network(2) as network:
+            for array in (*network.keys, *network.values):
+                assert np.any(array)
+                array.fill(np.nan)
+        assert np.array_equal(model.sample(2, **options).z, expected)
 
 
 def test_prepared_calls_do_not_pile_up(tiny: tuple[Model, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ class Backend(Protocol):
         """
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """A cache of keys or values where the backend lives: as a NumPy array is sliced by sample, filled, bound."""
+        """A cache of keys or values where the backend lives: as a NumPy array is sliced by sample and bound."""
 
     def trajectory(
         self, facts: "ModelFacts", schedule: "Schedule", noise: "NoiseStream",

@@ -96,6 +96,8 @@ class Lane:
                 {name: driver.allocate(bytes_of(tensor, {"B": batch})) for name, tensor in caches.items()}
                 for _ in range(2)
             )
+            for block in self.caches[0].values():
+                driver.zero(block.address, block.size)
             shape = (batch, self.num_tokens, self.num_channels)
             self.z = DeviceArray(driver, shape, "float32")
             self._state = {name: driver.allocate(4 * width) for name in ("data", "before", "value", "slope", "unheld")}
@@ -122,7 +124,7 @@ class Lane:
     def begin(
         self, facts: ModelFacts, schedule: Schedule, noise: NoiseStream, *, linear: bool, keeps_surprise: bool
     ) -> None:
-        """Make ready for a trajectory: tables, counters, the prior; caches empty."""
+        """Make ready for a trajectory: tables, counters, the prior. Its first network step writes all of the caches."""
         driver, state = self.driver, self._state
         self.is_busy, self.keeps_surprise = True, keeps_surprise
         if self._schedule is not schedule:
@@ -142,8 +144,6 @@ class Lane:
             frame[name] = block.address
         frame["z"] = self.z.address
         driver.upload(self.frame.address, frame)
-        for block in self.caches[self.direction].values():
-            driver.zero(block.address, block.size)
         driver.launch("start", self.size, self.frame.address)
 
     @property

@@ -71,7 +71,6 @@ class OrtBackend(BackendBase):
         self._has_own_memory = device != Device.CPU if has_own_memory is None else has_own_memory
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._captured: set[str] = set()  # graphs whose calls are CUDA graphs
-        self._empty: dict[tuple[tuple[int, ...], str], ort.OrtValue] = {}  # zeros on the device, by shape and type
         self._numbers = count(1)  # of CUDA graphs
         self._threads = threads or 0
         self._may_use_compiled = compiled and not self._has_own_memory
@@ -146,11 +145,7 @@ class OrtBackend(BackendBase):
         """A cache of keys or values: a NumPy array, or memory of the device."""
         if not self._has_own_memory:
             return super().zeros(shape, dtype)
-        if (shape, dtype) not in self._empty:
-            self._empty.clear()  # of other batches
-            self._empty[shape, dtype] = _memory(shape, np.dtype(dtype).type, self._device)
-            self._empty[shape, dtype].update_inplace(np.zeros(shape, dtype))
-        return DeviceCache(shape, dtype, self._device, self._empty[shape, dtype])
+        return DeviceCache(shape, dtype, self._device)
 
     def bind(self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Callable[[], None]:
         """Prepare a call over these very buffers, without a copy on either side; on a device with those of caches."""
@@ -212,24 +207,18 @@ class OrtBackend(BackendBase):
         return call
 
     def close(self) -> None:
-        """Drop the sessions, and what is held on a device."""
+        """Drop the sessions."""
         self._sessions.clear()
-        self._empty.clear()
 
 
 class DeviceCache:
     """Keys or values of a batch in memory of a device; samples of it are bound by address."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, device: str, empty: ort.OrtValue) -> None:
-        self._shape, self._dtype, self._empty = shape, np.dtype(dtype), empty
+    def __init__(self, shape: tuple[int, ...], dtype: str, device: str) -> None:
+        self._shape, self._dtype = shape, np.dtype(dtype)
         self._value = _memory(shape, self._dtype.type, device)
+        self._value.update_inplace(np.zeros(shape, dtype))
         self.nbytes = int(np.prod(shape)) * self._dtype.itemsize
-        self.fill(0.0)
-
-    def fill(self, value: float) -> None:
-        """Forget what is kept, without a copy from the host."""
-        assert value == 0.0, "caches begin empty"
-        self._value.update_inplace(self._empty)
 
     def __getitem__(self, samples: slice) -> "DeviceRows":
         first, last, _ = samples.indices(self._shape[0])

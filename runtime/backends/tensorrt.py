@@ -304,16 +304,11 @@ class Cache:
     """Keys or values of a batch: two blocks, read from the one, written to the other, swapped by every call."""
 
     def __init__(self, driver: Driver, shape: tuple[int, ...], dtype: str) -> None:
-        self._driver, self.shape = driver, shape
+        self.shape = shape
         self.nbytes = int(np.prod(shape)) * ITEM_SIZES[dtype]
         self.blocks = [driver.allocate(self.nbytes) for _ in range(2)]
-        self.fill(0.0)
-
-    def fill(self, value: float) -> None:
-        """Forget what is kept."""
-        assert value == 0.0, "caches begin empty"
         for block in self.blocks:
-            self._driver.zero(block.address, self.nbytes)
+            driver.zero(block.address, self.nbytes)
 
     def __getitem__(self, samples: slice) -> "CacheRows":
         first, last, _ = samples.indices(self.shape[0])
