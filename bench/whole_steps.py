@@ -19,7 +19,7 @@ from runtime.cache.policy import Event
 from runtime.cache.stats import Stats
 
 Buffers = Mapping[str, NDArray[Any]]
-_EVENTS = list(Event)
+_REUSE, _REFRESH = (list(Event).index(event) for event in (Event.REUSE, Event.REFRESH))
 
 
 class WholeSteps(BackendBase):
@@ -66,27 +66,55 @@ class WholeSteps(BackendBase):
 
     def true(self, stats: Stats, batch: int) -> Stats:
         """The record of a draw in batches of at most `batch`, with what was really computed."""
-        asked = np.flatnonzero(stats.recomputed.sum(axis=1))
-        costs = np.array([self.cost(k) for k in range(len(asked))])
-        guessed, num_computed = asked[costs == 0], int(np.count_nonzero(costs))
-        recomputed, events, sample_events = stats.recomputed.copy(), stats.events.copy(), stats.sample_events.copy()
-        recomputed[guessed] = 0
-        reuse, refresh = _EVENTS.index(Event.REUSE), _EVENTS.index(Event.REFRESH)
-        events[guessed, reuse], events[guessed, refresh] = events[guessed, refresh], 0
-        sample_events[:, reuse] += len(guessed)
-        sample_events[:, refresh] -= len(guessed)
-        made = np.full(stats.num_steps, -1)
-        made[asked[costs > 0]] = asked[costs > 0]
-        age = np.arange(stats.num_steps) - np.maximum.accumulate(made)
-        calls = stats.work.calls * num_computed // max(1, len(asked))
+        costs = np.array([self.cost(k) for k in range(len(stats.notes.network_steps))])
+        computed = _Computed(stats, costs > 0)
+        calls = stats.work.calls * computed.calls // max(1, len(costs))
         tokens = round(costs.sum() * stats.num_samples * stats.num_tokens)
         return replace(
             stats,
-            recomputed=recomputed,
-            events=events,
-            age=np.where(np.isnan(stats.age), np.nan, age[:, None]),
-            sample_tokens=np.full_like(stats.sample_tokens, num_computed * stats.num_tokens),
-            sample_events=sample_events,
             work=replace(stats.work, calls=calls, tokens=tokens, full_calls=calls, full_tokens=tokens),
             cache_bytes=self.kept_bytes(min(batch, stats.num_samples)),
+            notes=computed,
         )
+
+
+class _Computed:
+    """Notes in which answers that were not computed are reuse."""
+
+    def __init__(self, stats: Stats, is_computed: NDArray[np.bool_]) -> None:
+        asked = np.array(stats.notes.network_steps, np.int64)
+        self._told, self._at, self._guessed = stats, asked[is_computed], asked[~is_computed]
+        self.calls = len(self._at)
+        self.per_frequency, self.reasons = stats.tokens_per_frequency, stats.reasons
+        self.network_steps: list[int] = self._at.tolist()
+
+    def recomputed(self) -> NDArray[np.int64]:
+        """[T, F]."""
+        table = self._told.recomputed.copy()
+        table[self._guessed] = 0
+        return table
+
+    def events(self) -> NDArray[np.int64]:
+        """[T, E]."""
+        table = self._told.events.copy()
+        table[self._guessed, _REUSE], table[self._guessed, _REFRESH] = table[self._guessed, _REFRESH], 0
+        return table
+
+    def age(self) -> NDArray[np.float64]:
+        """[T, 2]."""
+        made = np.full(self._told.num_steps, -1)
+        made[self._at] = self._at
+        age = np.arange(len(made)) - np.maximum.accumulate(made)
+        return np.where(np.isnan(self._told.age), np.nan, age[:, None])
+
+    def intensity(self) -> NDArray[np.float64]:
+        """[T]."""
+        return self._told.intensity
+
+    def by_sample(self) -> NDArray[np.int64]:
+        """[n, 1 + E]."""
+        events = self._told.sample_events.copy()
+        events[:, _REUSE] += len(self._guessed)
+        events[:, _REFRESH] -= len(self._guessed)
+        tokens = np.full((len(events), 1), self.calls * self._told.num_tokens)
+        return np.concatenate([tokens, events], axis=1)

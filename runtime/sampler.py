@@ -402,8 +402,8 @@ def _tables(
 
 
 def _num_diverged(z: NDArray[np.float32]) -> int:
-    squares = np.einsum("bnc,bnc->b", z, z, dtype=np.float64)
-    return int(np.sum(~(np.sqrt(squares / z[0].size) <= DIVERGED_RMS)))
+    squares = np.einsum("bnc,bnc->b", z, z)
+    return len(z) - int(np.count_nonzero(squares <= DIVERGED_RMS**2 * z[0].size))  # one that is not finite is not
 
 
 def load(

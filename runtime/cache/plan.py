@@ -13,8 +13,10 @@ which it is off by more than `guard` times that is refreshed once more, half-way
 import json
 import os
 import sys
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -126,8 +128,8 @@ class Plan:
         return Planned(
             refreshes=self.refreshes,
             lows=frozenset(self.low_steps) - frozenset(self.refreshes),
-            events=np.array(sorted({*self.refreshes, *self.low_steps, self.steps})),
-            low_tokens=np.flatnonzero(facts.frequency < self.K).astype(np.int64),
+            events=tuple(sorted({*self.refreshes, *self.low_steps, self.steps})),
+            low_tokens=np.flatnonzero(facts.frequency < self.K),
             holds=self.fit,
             limits=tuple(self.guard * off for off in self.surprise) if self.needs else (),
             num_steps=self.steps,
@@ -220,13 +222,18 @@ def _require_one_meaning(plan: Plan) -> None:
     require(not early, f"low_steps must come after the first refresh, step {first}", early, "leave these out")
 
 
+_decided: Callable[..., Decision] = lru_cache(maxsize=256)(
+    Decision
+)  # made once, as every sample of a plan decides alike
+
+
 @dataclass(frozen=True)
 class Planned:
     """The policy of a plan."""
 
     refreshes: tuple[int, ...]
     lows: frozenset[int]
-    events: Ints  # all steps with a network call, and T
+    events: tuple[int, ...]  # all steps with a network call, and T
     low_tokens: Ints
     holds: tuple[Hold, ...]  # after each refresh; () for what it made
     limits: tuple[float, ...]  # of the surprise at each refresh
@@ -236,22 +243,22 @@ class Planned:
         """Decide a step."""
         i = step.index
         if i < self.refreshes[0]:
-            return Decision(Event.PRIOR, until=self.refreshes[0])
+            return _decided(Event.PRIOR, None, self.refreshes[0])
         is_first = signals.since_refresh is None
         if is_first or i in self.refreshes:
             hold = self.holds[self.refreshes.index(i)] if self.holds else None
-            return Decision(Event.FIRST if is_first else Event.REFRESH, hold=hold)
+            return _decided(Event.FIRST if is_first else Event.REFRESH, None, 0, hold)
         middle = self._middle(i)
         if i == middle and (signals.surprise > self.limits[self._last(i)]).any():
             return self._guarded(i, signals)
         if i in self.lows and self.low_tokens.size:
             return Decision(Event.LOW, self.low_tokens)
-        until = int(self.events[np.searchsorted(self.events, i, side="right")])
-        return Decision(Event.REUSE, until=min(until, middle) if i < middle else until)
+        until = self.events[bisect_right(self.events, i)]
+        return _decided(Event.REUSE, None, min(until, middle) if i < middle else until)
 
     def _last(self, i: int) -> int:
         """Which refresh was the last one."""
-        return int(np.searchsorted(self.refreshes, i, side="right")) - 1
+        return bisect_right(self.refreshes, i) - 1
 
     def _middle(self, i: int) -> int:
         """Where samples with a surprise are refreshed once more before the next refresh; -1 without a guard.

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Flag, StrEnum, auto
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -69,12 +70,15 @@ class Event(StrEnum):
     @property
     def is_full(self) -> bool:
         """Whether the step recomputed every token."""
-        return self in (Event.FIRST, Event.REFRESH, Event.TRIGGER)
+        return self in _FULL
 
     @property
     def is_partial(self) -> bool:
         """Whether the step recomputed some tokens."""
-        return self in (Event.LOW, Event.CHOSEN)
+        return self in _PARTIAL
+
+
+_FULL, _PARTIAL = frozenset((Event.FIRST, Event.REFRESH, Event.TRIGGER)), frozenset((Event.LOW, Event.CHOSEN))
 
 
 class Reason(StrEnum):
@@ -216,7 +220,7 @@ class TokenFacts:
     frequency: Ints  # [N]
     obstacle: str | None = None  # why only whole steps can be reused, None if they need not
 
-    @property
+    @cached_property
     def num_frequencies(self) -> int:
         """F."""
         return int(self.frequency.max()) + 1

@@ -98,21 +98,20 @@ class Trajectory:
         self._sums_impact, self._keeps_surprise = Needs.IMPACT in needs, Needs.SURPRISE in needs
         self.work = Work()
         self.z: Floats = schedule.prior_scale * prior  # [B, N, C]
-        self.data = np.zeros_like(self.z)  # the data prediction z0
-        self._before = np.zeros_like(self.z) if schedule.is_multistep else None  # z0 of the step before
-        self._value = np.zeros_like(self.z)  # what the reuse mode caches
-        self._slope = np.zeros_like(self.z) if linear else None  # its change per unit of t
+        shape = self.z.shape
+        self.data = np.zeros(shape, np.float32)  # the data prediction z0
+        self._before = np.zeros(shape, np.float32) if schedule.is_multistep else None  # z0 of the step before
+        self._value = np.zeros(shape, np.float32)  # what the reuse mode caches
+        self._slope = np.zeros(shape, np.float32) if linear else None  # its change per unit of t
         self._unheld: Floats | None = None  # the values of the last refresh whose decision had a `hold`, before it
-        self._scratch = np.empty_like(self.z)
+        self._scratch = np.zeros(shape, np.float32)
         self._fresh: list[tuple[int, int, Floats]] = []  # new scores of all tokens, of samples first .. last - 1
         self._rows = np.arange(batch)[:, None]
         self._all = np.arange(num_tokens)
-        self._made_z = np.zeros_like(self.z) if needs & Needs.CHANGE else None  # z when a token was recomputed
-        shape = (batch, num_tokens, network.d_model)
-        self._features = np.zeros(shape, np.float32) if needs & Needs.INTENSITY else None  # z_L
-        self._intensity = np.zeros(batch, np.float32)
-        self._impact, self._probe_error = np.zeros(batch, np.float32), np.zeros(batch, np.float32)
-        self._surprise = np.zeros(batch, np.float32)
+        self._made_z = np.zeros(shape, np.float32) if needs & Needs.CHANGE else None  # z when a token was recomputed
+        width = network.d_model
+        self._features = np.zeros((batch, num_tokens, width), np.float32) if needs & Needs.INTENSITY else None  # z_L
+        self._intensity, self._impact, self._probe_error, self._surprise = np.zeros((4, batch), np.float32)
         self._feedback = Feedback(facts.tokens.frequency, feedback) if feedback else None
 
     def _keep_ages(self, batch: int, num_tokens: int) -> None:
@@ -314,10 +313,11 @@ class Trajectory:
         begun = time.perf_counter()
         call.run()
         self.work.add(call.token.size, time.perf_counter() - begun, is_full=tokens is None)
-        to_data, from_latent, from_value = (
-            table[i] if tokens is None else table[i].take(tokens, axis=0)
-            for table in (schedule.score_to_data, schedule.from_latent, schedule.from_value)
-        )
+        to_data, from_latent, from_value = schedule.score_to_data[i], schedule.from_latent[i], schedule.from_value[i]
+        if tokens is not None:
+            to_data, from_latent, from_value = (
+                table.take(tokens, axis=0) for table in (to_data, from_latent, from_value)
+            )
         data = to_data * call.score
         data += schedule.latent_to_data[i] * call.z
         value = (data - from_latent * call.z) / from_value
