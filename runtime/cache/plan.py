@@ -222,9 +222,8 @@ def _require_one_meaning(plan: Plan) -> None:
     require(not early, f"low_steps must come after the first refresh, step {first}", early, "leave these out")
 
 
-_decided: Callable[..., Decision] = lru_cache(maxsize=256)(
-    Decision
-)  # made once, as every sample of a plan decides alike
+# Made once, as every sample of a plan decides alike.
+_decided: Callable[..., Decision] = lru_cache(maxsize=256)(Decision)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Trajectory:
         self._value = np.zeros(shape, np.float32)  # what the reuse mode caches
         self._slope = np.zeros(shape, np.float32) if linear else None  # its change per unit of t
         self._unheld: Floats | None = None  # the values of the last refresh whose decision had a `hold`, before it
-        self._scratch = np.zeros(shape, np.float32)
+        self._scratch = np.empty(shape, np.float32)
         self._fresh: list[tuple[int, int, Floats]] = []  # new scores of all tokens, of samples first .. last - 1
         self._rows = np.arange(batch)[:, None]
         self._all = np.arange(num_tokens)
