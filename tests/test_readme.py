@@ -107,6 +107,14 @@ def ahead_of_as_good(record: Record) -> float:
     return cached / others
 
 
+def by_medians(record: Record) -> float:
+    """The speed-up of the cached row by the medians of rounds, PyTorch's over its own."""
+    pytorch, cached = twin(record, f"pytorch, {Way.UNCACHED}").ms_per_sample, row(record, Way.CACHED).ms_per_sample
+    assert pytorch is not None
+    assert cached is not None
+    return pytorch / cached
+
+
 def number(value: float | None) -> str:
     """A small count in words, any other in digits."""
     assert value is not None
@@ -142,6 +150,7 @@ def as_good(record: Record) -> str:
 
 ECG, ECG_64, ECG_STEPS = "ecg-published-cpu", "ecg-published-batch64-cpu", "ecg-published-steps-cpu"
 DISCHARGE_64, NASDAQ_64 = "nasa-discharge-batch64-cpu", "nasdaq-batch64-cpu"
+DISCHARGE_ANEW, NASDAQ_ANEW = "nasa-discharge-anew-cpu", "nasdaq-anew-cpu"
 DISCHARGE_RUNS = ("nasa-discharge-cpu", "nasa-discharge-again-cpu", "nasa-discharge-third-cpu")
 SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (ECG, lambda found: f"median of {found.options['race']['rounds']} rounds"),
@@ -196,6 +205,19 @@ SAID: tuple[tuple[str, Callable[[Record], str]], ...] = (
     (DISCHARGE_RUNS[0], lambda found: f"the plan is {ahead_of_as_good(found):.2f} times as fast as few steps as good"),
     (DISCHARGE_RUNS[1], lambda found: f"then {ahead_of_as_good(found):.2f} times"),
     (DISCHARGE_RUNS[2], lambda found: f"at last {ahead_of_as_good(found):.2f} times"),
+    (
+        DISCHARGE_ANEW,
+        lambda found: (
+            f"NASA discharge {times(row(found, Way.CACHED).speedup)}, "
+            f"{ahead_of_as_good(found):.2f} times as fast as few steps as good"
+        ),
+    ),
+    (
+        NASDAQ_ANEW,
+        lambda found: f"NASDAQ {times(row(found, Way.CACHED).speedup)}, {ahead_of_as_good(found):.2f} times as fast",
+    ),
+    ("nasdaq-cpu", lambda found: f"NASDAQ is {times(by_medians(found))} then"),
+    (NASDAQ_ANEW, lambda found: f"and {times(by_medians(found))} now"),
 )
 RESULTS = ROOT / "bench/results"
 SECTION = README.partition("## What it saves\n")[2].partition("\n## ")[0]
