@@ -76,8 +76,9 @@ demo/%/table.md: bundles/%/calibrated
 
 # --- a data set of the paper, from its raw files to the record behind the README's table --------------
 #
-# On two cores half an hour for NASA discharge, an hour for NASDAQ and several for ECG, most of them for its uncached
-# samples. Leave the machine alone while the bench runs, which comes last. Small sets are judged by their training series, since few are held out. TRAIN takes more overrides:
+# Two cores take half an hour for NASA discharge, an hour for NASDAQ, and hours for ECG, most of them for the uncached
+# samples. Leave the machine alone while the bench runs, which comes last. Small sets are judged by their training
+# series, since few are held out. TRAIN takes more overrides:
 # TRAIN='datamodule.start_date=2017-01-01 datamodule.end_date=2018-01-01' for droughts of these days.
 
 PAPER := paper-$(SET)
